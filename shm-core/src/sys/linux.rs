@@ -1,0 +1,47 @@
+//! The Linux arm.
+
+use crate::futex::Wakeup;
+use crate::sync::AtomicU32;
+use rustix::thread::futex::{self, Flags};
+use rustix::thread::{MembarrierCommand, membarrier};
+use rustix::time::{ClockId, Timespec, clock_gettime};
+use std::time::Duration;
+
+/// Sleeps while `word` holds `expected`; shared between processes, so no `PRIVATE` flag.
+pub(crate) fn futex_wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) -> Wakeup {
+    use rustix::io::Errno;
+    // A timeout beyond the range of the clock is none.
+    let limit = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+    match futex::wait(word, Flags::empty(), expected, limit.as_ref()) {
+        Err(Errno::AGAIN) => Wakeup::Changed,
+        Err(Errno::TIMEDOUT) => Wakeup::TimedOut,
+        // A signal is a spurious wake-up; every other error would be one too: the caller's loop looks again.
+        Ok(()) | Err(_) => Wakeup::Woken,
+    }
+}
+
+/// Wakes up to `count` sleepers of `word`.
+pub(crate) fn futex_wake(word: &AtomicU32, count: u32) {
+    // The only error is a bad address, which a reference is not.
+    let _ = futex::wake(word, Flags::empty(), count);
+}
+
+/// Registers this process as one whose threads `membarrier_global` reaches.
+pub(crate) fn membarrier_register() -> bool {
+    membarrier(MembarrierCommand::RegisterGlobalExpedited).is_ok()
+}
+
+/// A barrier on every running thread of every registered process.
+pub(crate) fn membarrier_global() -> bool {
+    membarrier(MembarrierCommand::GlobalExpedited).is_ok()
+}
+
+/// The processor that the caller runs on; stale at once.
+pub(crate) fn current_cpu() -> u32 {
+    u32::try_from(rustix::thread::sched_getcpu()).unwrap_or(0)
+}
+
+/// The nanoseconds within the current second.
+pub(crate) fn monotonic_subsec_nanos() -> u32 {
+    u32::try_from(clock_gettime(ClockId::Monotonic).tv_nsec).unwrap_or(0)
+}
