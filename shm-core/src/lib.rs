@@ -1,10 +1,55 @@
-//! What memory shared by processes demands.
+//! What memory shared by processes demands: segments with a participant registry and an exact death oracle, a
+//! futex and one waiting policy, the atomics facade that loom reaches, and descriptors that ride beside messages.
+//!
+//! The other end of shared memory is a *process*: it may crash, be stopped or be killed between any two machine
+//! instructions. This crate answers the one question that everything above it needs: *is the process that owns
+//! this thing dead?* The kernel answers it ([`segment`]), never a timeout.
+//!
+//! | module | what for |
+//! |---|---|
+//! | [`segment`] | shared memory with a header, participants, the death oracle, the sweep |
+//! | [`mapping`] | plain shared memory |
+//! | [`frozen`] | bytes that nobody can change any more |
+//! | [`wait`], [`futex`] | blocking with one policy; the word that processes sleep on |
+//! | [`sync`] | the only source of atomics and cells; loom's under `--cfg loom` |
+//! | [`handle`], [`socket`] | descriptors that travel beside serialised bytes |
+//! | [`fork`] | telling a forked child from its parent |
+//! | [`crash`] | named steps at which a test kills its process |
+//!
+//! # Platforms
+//!
+//! Linux with `/proc` mounted. Under `--cfg loom` only [`sync`], [`futex`], [`wait`] and [`handle`] exist.
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
-#[cfg_attr(not(feature = "crash-points"), allow(unused_imports))]
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("shm-core needs 64-bit addresses");
+
 pub mod crash;
 pub mod futex;
+pub mod handle;
 pub mod sync;
 mod sys;
 pub mod wait;
+
+#[cfg(not(loom))]
+mod error;
+#[cfg(not(loom))]
+pub mod fork;
+#[cfg(not(loom))]
+pub mod frozen;
+#[cfg(not(loom))]
+pub mod mapping;
+#[cfg(not(loom))]
+mod registry;
+#[cfg(not(loom))]
+pub mod segment;
+#[cfg(not(loom))]
+pub mod socket;
+
+#[cfg(not(loom))]
+pub use error::SegmentError;
+
+/// Plain old data: any bit pattern is a value, no padding, no pointers; safe to copy out of memory that another
+/// process may scribble over.
+pub use bytemuck::Pod as Plain;

@@ -4,6 +4,8 @@
 compile_error!("shm-core supports Linux only: its death oracle needs open-file-description locks and memfd");
 
 #[cfg(not(loom))]
+pub(crate) mod files;
+#[cfg(not(loom))]
 mod linux;
 #[cfg(not(loom))]
 pub(crate) use linux::*;

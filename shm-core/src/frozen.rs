@@ -1,0 +1,93 @@
+//! Bytes that nobody can change any more: sealed memory files, for messages too large for a socket or a slot.
+
+use crate::error::SegmentError;
+use crate::sys::files;
+use rustix::fs::SealFlags;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+
+/// What may no longer happen to a frozen file.
+const FROZEN: SealFlags = SealFlags::WRITE.union(SealFlags::SHRINK).union(SealFlags::GROW);
+
+/// Puts `bytes` into a new memory file and seals it. Pass the descriptor on; memory goes with the last one.
+///
+/// # Errors
+///
+/// `is_out_of_memory`, or the system's error.
+pub fn sealed_memfd(bytes: &[u8]) -> Result<OwnedFd, SegmentError> {
+    let len = bytes.len() as u64;
+    // Memory files cannot be empty and sealed against growth by `create_file`; one byte of slack is not read.
+    let file = File::from(crate::mapping::create_file("frozen", len.max(1), len)?);
+    (&file)
+        .write_all(bytes)
+        .map_err(SegmentError::system("writing a frozen file"))?;
+    rustix::fs::fcntl_add_seals(&file, FROZEN)
+        .map_err(|e| SegmentError::system("sealing a frozen file")(e.into()))?;
+    Ok(file.into())
+}
+
+/// Reads the first `len` bytes of a frozen file that another process sent.
+///
+/// # Errors
+///
+/// `InvalidData` if the file is not sealed or shorter than `len`; `OutOfMemory`.
+pub fn read_sealed(file: OwnedFd, len: usize) -> io::Result<Vec<u8>> {
+    let seals = rustix::fs::fcntl_get_seals(&file)?;
+    let stat = rustix::fs::fstat(&file)?;
+    if !seals.contains(FROZEN) || usize::try_from(stat.st_size).is_ok_and(|size| size < len) {
+        let size = stat.st_size;
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!(
+                "a frozen file of at least {len} bytes was announced; it has {size} and the seals {seals:?}"
+            ),
+        ));
+    }
+    let mut bytes = Vec::new();
+    bytes
+        .try_reserve_exact(len)
+        .map_err(|_| io::ErrorKind::OutOfMemory)?;
+    // The offset is shared with the sender's descriptor, so start from the beginning explicitly.
+    rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0))?;
+    File::from(file).take(len as u64).read_to_end(&mut bytes)?;
+    if bytes.len() == len {
+        Ok(bytes)
+    } else {
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
+}
+
+const _: fn(std::os::fd::BorrowedFd<'_>) -> io::Result<OwnedFd> = files::reopen;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frozen_bytes_come_back() {
+        for len in [0, 1, 5000, 3 << 20] {
+            let bytes: Vec<u8> = (0..=250).cycle().take(len).collect();
+            let file = sealed_memfd(&bytes).expect("frozen");
+            assert_eq!(read_sealed(file, len).expect("read"), bytes);
+        }
+    }
+
+    #[test]
+    fn a_file_that_can_still_change_is_refused() {
+        let file = files::create_memory("test", 4096, 4096).expect("created");
+        assert_eq!(
+            read_sealed(file, 1).expect_err("not frozen").kind(),
+            io::ErrorKind::InvalidData
+        );
+    }
+
+    #[test]
+    fn a_length_beyond_the_file_is_refused() {
+        let file = sealed_memfd(b"abc").expect("frozen");
+        assert_eq!(
+            read_sealed(file, 4).expect_err("too short").kind(),
+            io::ErrorKind::InvalidData
+        );
+    }
+}

@@ -1,0 +1,219 @@
+//! Plain shared memory: an anonymous file, mapped. No header, no participants.
+//!
+//! [`crate::segment`] is built on it; alone it serves where one process hands out the space and the others only
+//! follow its offsets. The file is sparse: [`SharedMapping::commit`] puts memory behind a range before its first
+//! use, so that running out of memory is an error there and not a `SIGBUS` at the first touch.
+#![allow(unsafe_code)]
+//! # Safety
+//!
+//! The mapping stays until the value is dropped in the process that made it, and the file cannot shrink (it is
+//! sealed), so every byte of it stays addressable. Nothing here dereferences it.
+
+use crate::error::{Kind, SegmentError};
+use crate::fork::{ForkStamp, Forked};
+use crate::sys::files;
+use memmap2::{Advice, MmapRaw};
+use rustix::fs::SealFlags;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+
+/// The page size that offsets and lengths of [`SharedMapping::commit`] are rounded to.
+pub const PAGE: u64 = 4096;
+/// The longest mapping, in bytes (64 TiB: half of the address space).
+pub const MAX_LEN: u64 = 1 << 46;
+/// Below this a missing page is the system's business; above it, `create` compares with the memory left.
+const CHECKED_FROM: u64 = 1 << 20;
+
+/// A shared mapping of this process. Freed with the last process that maps it or holds its descriptor.
+///
+/// # Across processes
+///
+/// Not inherited by `fork`: in the child every use must be preceded by [`SharedMapping::check`].
+#[derive(Debug)]
+pub struct SharedMapping {
+    map: ManuallyDrop<MmapRaw>,
+    /// Kept to pass the memory on and to commit; never locked through.
+    descriptor: OwnedFd,
+    stamp: ForkStamp,
+}
+
+impl SharedMapping {
+    /// Creates `len` zero bytes, the first `committed` of them with memory behind them.
+    ///
+    /// # Errors
+    ///
+    /// `is_too_large`, `is_out_of_memory`, or the system's error. Inside a tight control group the system may
+    /// still kill instead of refusing.
+    pub fn create(name: &str, len: u64, committed: u64) -> Result<Self, SegmentError> {
+        let descriptor = create_file(name, len, committed)?;
+        let _window = crate::fork::window();
+        Self::map(descriptor.as_fd(), len).map(|map| Self::from_parts(map, descriptor))
+    }
+
+    /// Maps what another process created.
+    ///
+    /// # Errors
+    ///
+    /// `is_foreign` if it is not memory of at least `min_len` bytes that is sealed against shrinking.
+    pub fn attach(descriptor: OwnedFd, min_len: u64) -> Result<Self, SegmentError> {
+        let len = checked_len(descriptor.as_fd(), min_len)?;
+        let _window = crate::fork::window();
+        Self::map(descriptor.as_fd(), len).map(|map| Self::from_parts(map, descriptor))
+    }
+
+    /// Maps through `description`. The caller holds the fork window.
+    pub(crate) fn map(description: BorrowedFd<'_>, len: u64) -> Result<MmapRaw, SegmentError> {
+        let len = usize::try_from(len).map_err(|_| Kind::TooLarge { len, limit: MAX_LEN })?;
+        use std::os::fd::AsRawFd;
+        let map = memmap2::MmapOptions::new()
+            .len(len)
+            .map_raw(description.as_raw_fd())
+            .map_err(SegmentError::system("mapping shared memory"))?;
+        map.advise(Advice::DontFork)
+            .map_err(SegmentError::system("excluding shared memory from fork"))?;
+        // Without it core dumps are larger; nothing else depends on it.
+        let _ = map.advise(Advice::DontDump);
+        Ok(map)
+    }
+
+    pub(crate) fn from_parts(map: MmapRaw, descriptor: OwnedFd) -> Self {
+        Self {
+            map: ManuallyDrop::new(map),
+            descriptor,
+            stamp: ForkStamp::now(),
+        }
+    }
+
+    /// The first byte; page-aligned. Bytes behind it may change at any time: other processes map them.
+    #[inline]
+    pub fn base(&self) -> NonNull<u8> {
+        NonNull::new(self.map.as_mut_ptr()).expect("a mapping is not at address zero")
+    }
+
+    /// The length in bytes.
+    pub fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// Never: a mapping has at least one byte.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether the mapping is there; see [`crate::fork`].
+    ///
+    /// # Errors
+    ///
+    /// [`Forked`] in a child that was forked after the mapping was made: it must not touch it.
+    #[inline(always)]
+    pub fn check(&self) -> Result<(), Forked> {
+        self.stamp.check()
+    }
+
+    /// The descriptor, for passing the memory on.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+
+    /// Puts memory behind the pages of a range.
+    ///
+    /// # Errors
+    ///
+    /// `is_out_of_memory`; the range is then partly committed and can be released.
+    pub fn commit(&self, offset: u64, len: u64) -> Result<(), SegmentError> {
+        let (offset, len) = self.pages(offset, len)?;
+        check_available(len)?;
+        files::commit(&self.descriptor, offset, len).map_err(|source| out_of_memory(len, source))
+    }
+
+    /// Gives the memory behind the *whole* pages of a range back; they read as zeros afterwards, for everybody.
+    ///
+    /// # Errors
+    ///
+    /// The system's; the memory then stays.
+    pub fn release(&self, offset: u64, len: u64) -> Result<(), SegmentError> {
+        let (offset, len) = self.pages(offset, len)?;
+        files::release(&self.descriptor, offset, len).map_err(SegmentError::system("releasing shared memory"))
+    }
+
+    /// The range, checked and widened to pages.
+    fn pages(&self, offset: u64, len: u64) -> Result<(u64, u64), SegmentError> {
+        let limit = self.len() as u64;
+        let start = offset / PAGE * PAGE;
+        let end = offset.checked_add(len).filter(|&end| end <= limit && len > 0);
+        let end = end.ok_or(Kind::TooLarge {
+            len: offset.saturating_add(len),
+            limit,
+        })?;
+        Ok((start, end.next_multiple_of(PAGE) - start))
+    }
+}
+
+impl Drop for SharedMapping {
+    fn drop(&mut self) {
+        // In a forked child there is no mapping at this address, or somebody else's.
+        if self.check().is_ok() {
+            // SAFETY: dropped once, here, and not used afterwards.
+            unsafe { ManuallyDrop::drop(&mut self.map) };
+        }
+    }
+}
+
+/// Creates the sealed file behind a mapping.
+pub(crate) fn create_file(name: &str, len: u64, committed: u64) -> Result<OwnedFd, SegmentError> {
+    if len == 0 || len > MAX_LEN {
+        return Err(Kind::TooLarge { len, limit: MAX_LEN }.into());
+    }
+    check_available(committed)?;
+    files::create_memory(name, len, committed.min(len)).map_err(|source| out_of_memory(committed, source))
+}
+
+/// The real length of a file that was received, if it is long enough and can never shrink.
+pub(crate) fn checked_len(fd: BorrowedFd<'_>, min_len: u64) -> Result<u64, SegmentError> {
+    let seals =
+        rustix::fs::fcntl_get_seals(fd).map_err(|_| SegmentError::foreign("its kind of file", 0, 1))?;
+    if !seals.contains(SealFlags::SHRINK) {
+        return Err(SegmentError::foreign(
+            "its seals",
+            u64::from(seals.bits()),
+            u64::from(SealFlags::SHRINK.bits()),
+        ));
+    }
+    let stat =
+        rustix::fs::fstat(fd).map_err(|e| SegmentError::system("reading a segment's size")(e.into()))?;
+    let len = u64::try_from(stat.st_size).unwrap_or(0);
+    if len < min_len || len > MAX_LEN {
+        return Err(SegmentError::foreign("its length", len, min_len));
+    }
+    Ok(len)
+}
+
+fn check_available(needed: u64) -> Result<(), SegmentError> {
+    if needed < CHECKED_FROM {
+        return Ok(());
+    }
+    match files::available_memory() {
+        Some(available) if available < needed => Err(Kind::OutOfMemory {
+            needed,
+            available: Some(available),
+            source: None,
+        }
+        .into()),
+        _ => Ok(()),
+    }
+}
+
+fn out_of_memory(needed: u64, source: std::io::Error) -> SegmentError {
+    use std::io::ErrorKind::{OutOfMemory, StorageFull};
+    if matches!(source.kind(), OutOfMemory | StorageFull) {
+        Kind::OutOfMemory {
+            needed,
+            available: None,
+            source: Some(source),
+        }
+        .into()
+    } else {
+        SegmentError::system("creating shared memory")(source)
+    }
+}
