@@ -1,1 +1,5 @@
+//! Runnable examples. Each is a binary under `src/bin`; what a test should reach on its own lives here.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
+pub mod hash_tree;

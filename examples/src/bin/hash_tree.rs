@@ -1,1 +1,83 @@
-fn main() {}
+//! Hashes every regular file below a directory in worker processes; see `--help`.
+
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use examples::hash_tree::digest::{Hashed, hash_file};
+use examples::hash_tree::options::{self, Command, Options, USAGE};
+use examples::hash_tree::output::Output;
+use examples::hash_tree::progress::Progress;
+use examples::hash_tree::tally::Tally;
+use examples::hash_tree::walk::Walk;
+
+fn main() -> ExitCode {
+    match options::parse(std::env::args_os().skip(1)) {
+        Ok(Command::Help) => {
+            print!("{USAGE}");
+            ExitCode::SUCCESS
+        }
+        Ok(Command::Hash(options)) => run(&options),
+        Err(error) => failed(&format!("{error}\nTry 'hash_tree --help'.")),
+    }
+}
+
+fn failed(why: &dyn Display) -> ExitCode {
+    eprintln!("hash_tree: {why}");
+    ExitCode::from(2)
+}
+
+fn run(options: &Options) -> ExitCode {
+    let started = Instant::now();
+    let progress = Arc::new(Progress::on_stderr());
+    let walk = match Walk::start(&options.dir, Arc::clone(&progress)) {
+        Ok(walk) => walk,
+        Err(error) => return failed(&format!("{:?}: {error}", options.dir)),
+    };
+    let mut tally = Tally::default();
+    let results = walk.map(|path| Ok::<_, std::convert::Infallible>(hash_file(path)));
+    let written = collect(results, &progress, &mut tally);
+    progress.finish();
+    match written {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::from(141),
+        Err(error) => return failed(&format!("stdout: {error}")),
+    }
+    let _ = writeln!(io::stderr(), "{}", tally.summary(started.elapsed()));
+    ExitCode::from(u8::from(progress.problems() > 0))
+}
+
+fn collect<E: Display>(
+    results: impl Iterator<Item = Result<Hashed, E>>,
+    progress: &Progress,
+    tally: &mut Tally,
+) -> io::Result<()> {
+    let mut output = Output::new(io::stdout().lock(), progress);
+    for result in results {
+        match result {
+            Ok(Hashed {
+                path,
+                worker,
+                outcome: Ok((digest, len)),
+            }) => {
+                output.line(&digest, &path)?;
+                tally.add(worker, len);
+                progress.done(len);
+            }
+            Ok(Hashed {
+                path,
+                outcome: Err(why),
+                ..
+            }) => {
+                progress.problem(&path, &why);
+                progress.done(0);
+            }
+            Err(error) => {
+                progress.note(&error.to_string());
+            }
+        }
+    }
+    output.flush()
+}
