@@ -5,7 +5,7 @@
 //! from `fork` (`MADV_DONTFORK`), which has two consequences:
 //!
 //! * between opening the description that carries the lock and excluding the mapping, a fork would copy it.
-//!   [`window`] is a process-wide lock around those moments; a `pthread_atfork` handler takes it before a fork;
+//!   `window` is a process-wide lock around those moments; a `pthread_atfork` handler takes it before a fork;
 //! * in the child the mapping is simply not there. Every operation asks [`ForkStamp::check`] first, one load of a page that
 //!   the kernel zeroes in children (`MADV_WIPEONFORK`), and returns [`Forked`] instead of faulting.
 //!
@@ -14,7 +14,7 @@
 #![allow(unsafe_code)]
 //! # Safety
 //!
-//! The one invariant: the page behind [`page`] is mapped for ever, so a reference to it is `'static`.
+//! The one invariant: the page behind `page` is mapped for ever, so a reference to it is `'static`.
 
 use crate::sync::{AtomicU64, Ordering};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};

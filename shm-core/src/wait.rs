@@ -45,7 +45,9 @@
 //! peers, more runnable threads than processors), it polls only now and then to see whether it pays again.
 
 use crate::futex::{Futex, Wakeup};
-use crate::sync::{AtomicU32, AtomicU64, Ordering, fence, heavy_fence, hint, light_fence, thread};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, fence, heavy_fence, light_fence};
+#[cfg(not(loom))]
+use crate::sync::{hint, thread};
 use std::time::{Duration, Instant};
 
 /// Somebody may sleep.
@@ -69,6 +71,7 @@ const MAX_BACKOFF: u32 = 15;
 /// Poll episodes that may fail in a row before polling becomes the exception.
 const MAX_CREDIT: u32 = 8;
 /// Without credit, one episode in this many still polls.
+#[cfg(not(loom))]
 const PROBE_EVERY: u32 = 16;
 
 /// One direction of waiting for a shared resource. Lives in a segment: plain words, no pointers.
@@ -301,12 +304,13 @@ fn jittered_slice() -> Duration {
 
 /// What one handle remembers of its waits: private to the process, shared by the handle's threads as a hint.
 #[derive(Debug)]
+#[cfg_attr(loom, allow(dead_code, reason = "models do not poll"))]
 pub struct Pace {
     /// Pauses between two polls.
     gap: AtomicU32,
     /// Poll episodes that may still fail before polling becomes the exception.
     credit: AtomicU32,
-    /// Episodes without credit, to let one in [`PROBE_EVERY`] poll.
+    /// Episodes without credit, to let one in so many poll.
     probes: AtomicU32,
     /// The caller's progress at its last miss.
     last_miss: AtomicU64,
