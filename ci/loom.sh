@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# The loom models of the crates that own atomics. LOOM_MAX_PREEMPTIONS=3 explores more and takes much longer.
+set -eu
+cd "$(dirname "$0")/.."
+. ci/lib.sh
+
+export RUSTFLAGS="--cfg loom"
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/loom"
+export LOOM_MAX_PREEMPTIONS="${LOOM_MAX_PREEMPTIONS:-2}"
+
+for models in */tests/loom.rs; do
+    crate=${models%%/*}
+    step "loom $crate" limited 600 cargo test --profile loom -p "$crate" --test loom
+done
