@@ -1,1 +1,3 @@
 //! Bounded queues between processes.
+
+pub mod ring;
