@@ -1,0 +1,374 @@
+//! Explores every interleaving of the queue's protocols, with a crash before every step.
+//!
+//! Three models, each with small bounds and a sequentially consistent memory (weak memory is the business of the
+//! loom models, on the real code):
+//!
+//! * `model/ring.rs`, `model/turn.rs`: the ring itself, single messages and batches, deaths and recovery;
+//! * `model/parking.rs`: how sleepers are woken;
+//! * `model/disconnect.rs`: how the end of the last sender or receiver is noticed.
+//!
+//! A model is worth something only if it notices mistakes. So each design rule is broken once, in a *control*,
+//! and a test asserts that the explorer finds the harm at bounds at which the right design is sound.
+//!
+//! Numbers of states are asserted too: a change that makes a model explore less must not pass unseen.
+
+#[path = "model/disconnect.rs"]
+mod disconnect;
+#[path = "model/explore.rs"]
+mod explore;
+#[path = "model/parking.rs"]
+mod parking;
+#[path = "model/ring.rs"]
+mod ring;
+#[path = "model/turn.rs"]
+mod turn;
+
+use disconnect::Disconnect;
+use explore::{Model, Outcome, explore};
+use parking::Parking;
+use ring::{Control, Ring};
+
+/// Bounds of a ring: capacity, producers, messages of each, consumers, crashes, longest push, longest pop.
+type Bounds = [u8; 7];
+
+fn ring(bounds: Bounds) -> Ring {
+    let [
+        capacity,
+        producers,
+        messages,
+        consumers,
+        crashes,
+        push_span,
+        pop_span,
+    ] = bounds;
+    Ring {
+        capacity,
+        producers: producers.into(),
+        messages,
+        consumers: consumers.into(),
+        crashes,
+        push_span,
+        pop_span,
+        whole_batches: false,
+        producers_free_tombs: true,
+        control: None,
+    }
+}
+
+/// The ring in which only consumers free tombs.
+fn ring_with_patient_producers(bounds: Bounds) -> Ring {
+    Ring {
+        producers_free_tombs: false,
+        ..ring(bounds)
+    }
+}
+
+/// Every state is visited, no promise is broken, and survivors can always finish.
+#[track_caller]
+fn assert_sound(model: &impl Model, states: usize) {
+    let report = explore(model);
+    assert!(
+        matches!(report.outcome, Outcome::Sound),
+        "not sound: {:?}",
+        report.outcome
+    );
+    assert!(report.finished > 0, "no run ever finishes");
+    assert_eq!(
+        report.states, states,
+        "the model explores another space than it did"
+    );
+}
+
+/// The explorer finds a broken promise that says `promise`.
+#[track_caller]
+fn assert_breaks(model: &impl Model, promise: &str) {
+    match explore(model).outcome {
+        Outcome::Violation { what, path } if what.contains(promise) => println!("{what}, after {path}"),
+        other => panic!("expected a broken promise ({promise}), found {other:?}"),
+    }
+}
+
+/// The explorer finds states from which the survivors cannot finish.
+#[track_caller]
+fn assert_wedges(model: &impl Model) {
+    match explore(model).outcome {
+        Outcome::Wedged { count, path, state } => println!("{count} wedged, first after {path}: {state}"),
+        other => panic!("expected a wedge, found {other:?}"),
+    }
+}
+
+/// The ring with one rule broken, at bounds at which the right ring is sound.
+#[track_caller]
+fn broken(control: Control, bounds: Bounds) -> Ring {
+    let right = ring(bounds);
+    let report = explore(&right);
+    assert!(
+        matches!(report.outcome, Outcome::Sound),
+        "the right ring is not sound at {bounds:?}: {:?}",
+        report.outcome
+    );
+    Ring {
+        control: Some(control),
+        ..right
+    }
+}
+
+mod ring_is_sound {
+    use super::*;
+
+    #[test]
+    fn with_batches_of_two_in_three_slots_and_two_crashes() {
+        assert_sound(&ring([3, 2, 4, 2, 2, 2, 2]), 3_383_228);
+    }
+
+    #[test]
+    fn with_batches_of_three_in_four_slots() {
+        assert_sound(&ring([4, 2, 4, 2, 1, 3, 3]), 661_280);
+    }
+
+    #[test]
+    fn with_batches_of_two_in_four_slots_and_two_crashes() {
+        assert_sound(&ring([4, 2, 3, 2, 2, 2, 2]), 428_192);
+    }
+
+    #[test]
+    fn with_batches_of_two_in_two_slots_and_two_crashes() {
+        assert_sound(&ring([2, 2, 4, 2, 2, 2, 2]), 422_448);
+    }
+
+    #[test]
+    fn with_a_capacity_below_the_longest_batch() {
+        assert_sound(&ring([1, 2, 3, 2, 2, 2, 2]), 263_426);
+    }
+
+    #[test]
+    fn with_batches_pushed_and_single_messages_popped() {
+        assert_sound(&ring([2, 2, 4, 2, 1, 2, 1]), 1_090_133);
+    }
+
+    #[test]
+    fn with_single_messages_pushed_and_batches_popped() {
+        assert_sound(&ring([2, 2, 4, 2, 1, 1, 2]), 1_856_182);
+    }
+
+    #[test]
+    fn with_single_messages_and_two_crashes() {
+        assert_sound(&ring([2, 2, 3, 2, 2, 1, 1]), 489_989);
+    }
+
+    #[test]
+    fn with_batches_that_are_pushed_whole_or_not_at_all() {
+        let ring = Ring {
+            whole_batches: true,
+            ..ring([2, 2, 4, 2, 1, 2, 2])
+        };
+        assert_sound(&ring, 122_755);
+    }
+
+    /// Without the producers' shortcut the ring is sound as well, as long as a consumer lives.
+    mod when_only_consumers_free_tombs {
+        use super::*;
+
+        #[test]
+        fn with_batches_of_two_in_three_slots_and_two_crashes() {
+            assert_sound(&ring_with_patient_producers([3, 2, 4, 2, 2, 2, 2]), 3_281_156);
+        }
+
+        #[test]
+        fn with_batches_of_three_in_four_slots() {
+            assert_sound(&ring_with_patient_producers([4, 2, 4, 2, 1, 3, 3]), 641_494);
+        }
+
+        #[test]
+        fn with_batches_of_two_in_four_slots_and_two_crashes() {
+            assert_sound(&ring_with_patient_producers([4, 2, 3, 2, 2, 2, 2]), 424_510);
+        }
+
+        #[test]
+        fn with_a_capacity_below_the_longest_batch() {
+            assert_sound(&ring_with_patient_producers([1, 2, 3, 2, 2, 2, 2]), 226_788);
+        }
+
+        #[test]
+        fn with_batches_that_are_pushed_whole_or_not_at_all() {
+            let ring = Ring {
+                whole_batches: true,
+                ..ring_with_patient_producers([2, 2, 4, 2, 1, 2, 2])
+            };
+            assert_sound(&ring, 114_247);
+        }
+    }
+}
+
+mod ring_without {
+    use super::*;
+
+    #[test]
+    fn recovery_wedges() {
+        assert_wedges(&broken(Control::NoRecovery, [2, 2, 2, 2, 1, 1, 1]));
+    }
+
+    #[test]
+    fn an_exact_oracle_robs_the_living() {
+        let ring = broken(Control::Timeout, [2, 1, 2, 1, 0, 1, 1]);
+        assert_breaks(&ring, "published over somebody else's slot");
+    }
+
+    #[test]
+    fn a_skip_of_its_own_for_consumers_reorders() {
+        let ring = broken(Control::ConsumerSkipsLikeProducer, [2, 1, 4, 2, 0, 1, 1]);
+        assert_breaks(&ring, "twice or out of order");
+    }
+
+    #[test]
+    fn care_for_free_slots_in_the_skip_of_producers_is_full_when_empty() {
+        let ring = broken(Control::FreeCountsAsTaken, [2, 2, 2, 1, 0, 1, 1]);
+        assert_breaks(&ring, "full, and yet nothing is queued");
+    }
+
+    #[test]
+    fn care_for_free_slots_in_the_skip_of_producers_wedges() {
+        let ring = broken(Control::FreeCountsAsTaken, [2, 2, 2, 1, 0, 1, 1]);
+        assert_wedges(&Ring {
+            producers_free_tombs: false,
+            ..ring
+        });
+    }
+
+    #[test]
+    fn the_span_in_a_jump_over_laps_lands_inside_a_batch() {
+        let ring = broken(Control::JumpIgnoresSpan, [2, 2, 4, 1, 0, 2, 2]);
+        assert_breaks(&ring, "published over somebody else's");
+        let ring = broken(Control::JumpIgnoresSpan, [2, 1, 4, 2, 0, 2, 2]);
+        assert_breaks(&ring, "twice or out of order");
+    }
+
+    #[test]
+    fn recovery_of_the_interior_delivers_part_of_a_dead_batch() {
+        let ring = broken(Control::TombHeaderOnly, [2, 2, 2, 1, 1, 2, 1]);
+        assert_breaks(&ring, "whose batch is not published");
+    }
+
+    #[test]
+    fn tombs_for_the_interior_delivers_part_of_a_dead_batch() {
+        let ring = broken(Control::TombKeepsSpan, [2, 2, 2, 1, 1, 2, 1]);
+        assert_breaks(&ring, "whose batch is not published");
+    }
+
+    #[test]
+    fn release_of_the_interior_delivers_what_a_dead_consumer_had_claimed() {
+        let ring = broken(Control::ReleaseHeaderOnly, [2, 1, 3, 2, 1, 2, 2]);
+        assert_breaks(&ring, "twice or out of order");
+    }
+
+    /// Smaller bounds than these miss it: it takes a jump into the middle of a batch that is being published.
+    #[test]
+    fn backward_publication_lets_a_laggard_into_a_batch() {
+        let ring = broken(Control::PublishForward, [4, 2, 7, 1, 0, 3, 3]);
+        assert_breaks(&ring, "published over somebody else's");
+    }
+
+    #[test]
+    fn backward_release_lets_a_laggard_into_a_batch() {
+        let ring = broken(Control::FreeForward, [3, 1, 6, 2, 1, 3, 3]);
+        assert_breaks(&ring, "twice or out of order");
+    }
+
+    #[test]
+    fn the_header_published_last_wedges() {
+        assert_wedges(&broken(Control::PublishHeaderFirst, [2, 1, 2, 1, 1, 2, 1]));
+    }
+
+    #[test]
+    fn a_look_at_the_interior_claims_what_is_still_queued() {
+        let ring = broken(Control::NoInteriorCheck, [2, 1, 4, 2, 0, 2, 1]);
+        assert_breaks(&ring, "published over somebody else's");
+    }
+
+    #[test]
+    fn producers_that_free_tombs_is_full_when_it_holds_nothing_else() {
+        let ring = broken(Control::TombsCountAsFull, [2, 2, 2, 1, 1, 2, 1]);
+        assert_breaks(&ring, "full, and yet nothing is queued");
+    }
+}
+
+/// A slot that a consumer's batch covers looks queued. Whoever takes a message back has to do it elsewhere.
+#[test]
+fn taking_back_a_slot_collides_with_a_batch_claim() {
+    let ring = broken(Control::Revoke { ticket: 1 }, [2, 1, 2, 1, 0, 1, 2]);
+    assert_breaks(&ring, "taken back");
+}
+
+#[test]
+fn taking_back_a_slot_is_harmless_without_batch_claims() {
+    let control = Some(Control::Revoke { ticket: 1 });
+    let ring = Ring {
+        control,
+        ..ring([2, 1, 3, 2, 0, 1, 1])
+    };
+    assert_sound(&ring, 736);
+}
+
+mod parking_protocol {
+    use super::*;
+
+    fn parking(producers: usize, messages: u8, consumers: usize) -> Parking {
+        Parking {
+            producers,
+            messages,
+            consumers,
+            control: None,
+        }
+    }
+
+    #[test]
+    fn loses_no_wakeup() {
+        assert_sound(&parking(2, 2, 3), 566_445);
+        assert_sound(&parking(1, 2, 2), 1_720);
+    }
+
+    fn without(control: parking::Control) -> Parking {
+        Parking {
+            control: Some(control),
+            ..parking(1, 2, 2)
+        }
+    }
+
+    #[test]
+    fn loses_one_if_the_woken_do_not_arm_again() {
+        assert_wedges(&without(parking::Control::WokenDoesNotArm));
+    }
+
+    #[test]
+    fn loses_one_if_takers_do_not_pass_it_on() {
+        assert_wedges(&without(parking::Control::TakerDoesNotPassOn));
+    }
+
+    #[test]
+    fn loses_one_if_sleepers_do_not_look_again() {
+        assert_wedges(&without(parking::Control::SleeperDoesNotLookAgain));
+    }
+}
+
+mod disconnect_scan {
+    use super::*;
+
+    #[test]
+    fn never_calls_a_living_side_gone_and_always_finds_a_dead_one() {
+        for (crashes, states) in [(0, 325), (1, 1_090), (2, 1_367)] {
+            let uses_epoch = true;
+            assert_sound(&Disconnect { crashes, uses_epoch }, states);
+        }
+    }
+
+    #[test]
+    fn calls_a_living_side_gone_without_the_epoch() {
+        for crashes in 0..=2 {
+            let uses_epoch = false;
+            assert_breaks(
+                &Disconnect { crashes, uses_epoch },
+                "a living side is called gone",
+            );
+        }
+    }
+}
