@@ -7,11 +7,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use examples::hash_tree::digest::{Hashed, hash_file};
+use examples::hash_tree::in_flight::InFlight;
 use examples::hash_tree::options::{self, Command, Options, USAGE};
 use examples::hash_tree::output::Output;
 use examples::hash_tree::progress::Progress;
 use examples::hash_tree::tally::Tally;
 use examples::hash_tree::walk::Walk;
+
+/// What the shell reports for a program that SIGPIPE ended.
+const BROKEN_PIPE: u8 = 128 + 13;
 
 fn main() -> ExitCode {
     match options::parse(std::env::args_os().skip(1)) {
@@ -36,13 +40,16 @@ fn run(options: &Options) -> ExitCode {
         Ok(walk) => walk,
         Err(error) => return failed(&format!("{:?}: {error}", options.dir)),
     };
+    let in_flight = Arc::new(InFlight::default());
     let mut tally = Tally::default();
-    let results = walk.map(|path| Ok::<_, std::convert::Infallible>(hash_file(path)));
-    let written = collect(results, &progress, &mut tally);
+    let results = in_flight
+        .track(walk)
+        .map(|path| Ok::<_, std::convert::Infallible>(hash_file(path)));
+    let written = collect(results, &in_flight, &progress, &mut tally);
     progress.finish();
     match written {
         Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::from(141),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::from(BROKEN_PIPE),
         Err(error) => return failed(&format!("stdout: {error}")),
     }
     let _ = writeln!(io::stderr(), "{}", tally.summary(started.elapsed()));
@@ -51,6 +58,7 @@ fn run(options: &Options) -> ExitCode {
 
 fn collect<E: Display>(
     results: impl Iterator<Item = Result<Hashed, E>>,
+    in_flight: &InFlight,
     progress: &Progress,
     tally: &mut Tally,
 ) -> io::Result<()> {
@@ -58,26 +66,30 @@ fn collect<E: Display>(
     for result in results {
         match result {
             Ok(Hashed {
-                path,
+                index,
                 worker,
-                outcome: Ok((digest, len)),
+                outcome,
             }) => {
-                output.line(&digest, &path)?;
-                tally.add(worker, len);
-                progress.done(len);
+                let Some(path) = in_flight.take(index) else {
+                    continue;
+                };
+                match outcome {
+                    Ok((digest, len)) => {
+                        output.line(&digest, &path)?;
+                        tally.add(worker, len);
+                        progress.done(len);
+                    }
+                    Err(why) => {
+                        progress.problem(&path, &why);
+                        progress.done(0);
+                    }
+                }
             }
-            Ok(Hashed {
-                path,
-                outcome: Err(why),
-                ..
-            }) => {
-                progress.problem(&path, &why);
-                progress.done(0);
-            }
-            Err(error) => {
-                progress.note(&error.to_string());
-            }
+            Err(error) => progress.note(&error.to_string()),
         }
+    }
+    for path in in_flight.take_all() {
+        progress.problem(&path, &"no worker has answered for it");
     }
     output.flush()
 }

@@ -15,8 +15,8 @@ const BUFFER_LEN: usize = 256 * 1024;
 /// One file's result, as it travels back from a worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Hashed {
-    /// The path as it was sent.
-    pub path: OsString,
+    /// The index that came with the path.
+    pub index: u64,
     /// The process that did the work.
     pub worker: u32,
     /// Digest and length, or why the file could not be read.
@@ -27,10 +27,10 @@ pub struct Hashed {
 pub type Digest = [u8; 32];
 
 /// Hashes one file. This is the function that the pool calls in its workers.
-pub fn hash_file(path: OsString) -> Hashed {
+pub fn hash_file((index, path): (u64, OsString)) -> Hashed {
     let outcome = read_and_hash(&path).map_err(|error| error.to_string());
     Hashed {
-        path,
+        index,
         worker: std::process::id(),
         outcome,
     }
@@ -65,6 +65,10 @@ fn read_and_hash(path: &OsString) -> io::Result<(Digest, u64)> {
 mod tests {
     use super::*;
 
+    fn hashed(path: impl Into<OsString>) -> Result<(Digest, u64), String> {
+        hash_file((0, path.into())).outcome
+    }
+
     fn hex(digest: &Digest) -> String {
         digest.iter().map(|byte| format!("{byte:02x}")).collect()
     }
@@ -74,7 +78,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("million");
         std::fs::write(&path, vec![b'a'; 1_000_000]).expect("writable");
-        let (digest, len) = hash_file(path.into()).outcome.expect("readable");
+        let (digest, len) = hashed(path).expect("readable");
         assert_eq!(len, 1_000_000);
         // FIPS 180-2, appendix B.3: one million times "a".
         assert_eq!(
@@ -86,7 +90,7 @@ mod tests {
     #[test]
     fn an_empty_file_has_the_digest_of_nothing() {
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
-        let (digest, len) = hash_file(file.path().into()).outcome.expect("readable");
+        let (digest, len) = hashed(file.path()).expect("readable");
         assert_eq!(len, 0);
         assert_eq!(
             hex(&digest),
@@ -100,17 +104,15 @@ mod tests {
         let pipe = dir.path().join("pipe");
         rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, Mode::RUSR, 0)
             .expect("mkfifo");
-        assert!(hash_file(pipe.clone().into()).outcome.is_err());
+        assert!(hashed(&pipe).is_err());
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&pipe, &link).expect("symlink");
-        assert!(hash_file(link.into()).outcome.is_err());
+        assert!(hashed(link).is_err());
     }
 
     #[test]
     fn a_missing_file_says_so() {
-        let error = hash_file("/nonexistent/file".into())
-            .outcome
-            .expect_err("missing");
+        let error = hashed("/nonexistent/file").expect_err("missing");
         assert!(error.contains("No such file"), "{error}");
     }
 }
