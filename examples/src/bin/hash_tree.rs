@@ -10,7 +10,7 @@ use examples::hash_tree::digest::{Hashed, hash_file};
 use examples::hash_tree::in_flight::InFlight;
 use examples::hash_tree::options::{self, Command, Options, USAGE};
 use examples::hash_tree::output::Output;
-use examples::hash_tree::progress::Progress;
+use examples::hash_tree::progress::{Progress, say};
 use examples::hash_tree::tally::Tally;
 use examples::hash_tree::walk::Walk;
 
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
 }
 
 fn failed(why: &dyn Display) -> ExitCode {
-    eprintln!("hash_tree: {why}");
+    say(&why.to_string());
     ExitCode::from(2)
 }
 
@@ -52,7 +52,7 @@ fn run(options: &Options) -> ExitCode {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::from(BROKEN_PIPE),
         Err(error) => return failed(&format!("stdout: {error}")),
     }
-    let _ = writeln!(io::stderr(), "{}", tally.summary(started.elapsed()));
+    say(&tally.summary(started.elapsed()).to_string());
     ExitCode::from(u8::from(progress.problems() > 0))
 }
 

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fmt::Display;
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -70,7 +71,7 @@ impl Progress {
             let mut last = last.lock();
             if last.elapsed() >= LINE_EVERY {
                 *last = Instant::now();
-                eprintln!("hash_tree: {done} files, {} so far", megabytes(bytes));
+                say(&format!("{done} files, {} so far", megabytes(bytes)));
             }
         } else if !self.bar.is_hidden() {
             self.bar.set_message(megabytes(bytes));
@@ -85,7 +86,7 @@ impl Progress {
 
     /// Prints a line above the bar.
     pub fn note(&self, line: &str) {
-        self.bar.suspend(|| eprintln!("hash_tree: {line}"));
+        self.bar.suspend(|| say(line));
     }
 
     /// Runs `write`, which writes to a terminal that the bar may stand on.
@@ -102,4 +103,9 @@ impl Progress {
     pub fn finish(&self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// Prints a line to stderr, as far as that takes any.
+pub fn say(line: &str) {
+    let _ = writeln!(io::stderr().lock(), "hash_tree: {line}");
 }
