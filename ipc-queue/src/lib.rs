@@ -1,3 +1,43 @@
-//! Bounded queues between processes.
+//! Bounded multi-producer multi-consumer queues between processes that no crash can wedge.
+#![deny(unsafe_code)]
+#![warn(missing_docs)]
 
+#[cfg(not(loom))]
+mod builder;
+#[cfg(not(loom))]
+mod codec;
+#[cfg(not(loom))]
+mod disconnect;
+#[cfg(not(loom))]
+mod end;
+#[cfg(not(loom))]
+mod error;
+#[cfg(not(loom))]
+mod layout;
+#[cfg(not(loom))]
+mod receiver;
 pub mod ring;
+#[cfg(not(loom))]
+mod sender;
+#[cfg(not(loom))]
+mod travel;
+#[cfg(not(loom))]
+mod wait;
+
+#[cfg(not(loom))]
+pub use handles::*;
+
+#[cfg(not(loom))]
+mod handles {
+    pub use crate::builder::{Builder, bounded, bounded_plain, builder};
+    pub use crate::codec::{Codec, Postcard, Verbatim};
+    pub use crate::error::{
+        DecodeError, EncodeError, Error, RecvBatchError, RecvError, RecvTimeoutError, SendBatchError,
+        SendError, SendTimeoutError, TryRecvError, TrySendError,
+    };
+    pub use crate::receiver::{IntoIter, Iter, PlainReceiver, Receiver, TryIter};
+    pub use crate::sender::{PlainSender, Sender};
+}
+
+#[doc(no_inline)]
+pub use shm_core::Plain;

@@ -1,0 +1,308 @@
+//! How a message gets from its value into a slot and back.
+//!
+//! Both ways have two steps, because no code of the user may run while a slot is claimed: a value is encoded into
+//! a [`Encoding::Message`] of this process, which is then copied into the slot; on the way back the slot is copied
+//! out and decoded after it was given back.
+//!
+//! ```text
+//! Postcard   len u32 | bytes ...      the slot's limit is its payload minus 4
+//! Verbatim   the value's bytes
+//! ```
+//!
+//! # Safety
+//!
+//! `store` and `load` stay within the payload that [`Encoding::payload_len`] asked for: what `encode` produced is
+//! at most `limit` bytes long, and a length read from a slot is clamped to `limit`. Slots are aligned to 8 bytes.
+#![allow(unsafe_code)]
+
+use crate::error::{DecodeError, EncodeError};
+use crate::layout;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use shm_core::Plain;
+use shm_core::handle::SendSession;
+use std::mem::MaybeUninit;
+
+/// How messages of type `T` are put into slots: [`Postcard`] or [`Verbatim`]. Sealed.
+pub trait Codec<T>: Encoding<T> {}
+
+impl<T, C: Encoding<T>> Codec<T> for C {}
+
+/// Messages of any serde type, through the postcard format.
+#[derive(Clone, Copy, Debug)]
+pub enum Postcard {}
+
+/// Messages of plain old data, byte for byte.
+#[derive(Clone, Copy, Debug)]
+pub enum Verbatim {}
+
+/// Why a value does not become a message.
+#[derive(Debug)]
+pub enum Refusal {
+    /// It has so many bytes.
+    TooLarge(usize),
+    /// Its `Serialize` failed.
+    Encode(EncodeError),
+}
+
+/// The machinery of a codec. `limit` is the longest message of the queue at hand, as [`Encoding::limit`] gave it.
+pub trait Encoding<T> {
+    /// A message outside of its slot.
+    type Message;
+    /// What both ends must agree on.
+    const LAYOUT: u64;
+
+    /// The payload of a slot that takes messages of up to `slot_bytes`.
+    fn payload_len(slot_bytes: usize) -> usize;
+
+    /// The longest message that a slot with this payload takes; `None` if the payload is not one of this codec's.
+    fn limit(payload_len: usize) -> Option<usize>;
+
+    /// Turns a value into a message; runs the user's code.
+    fn encode(value: &T, limit: usize) -> Result<Self::Message, Refusal>;
+
+    /// Copies a message into a slot.
+    ///
+    /// # Safety
+    ///
+    /// `slot` is claimed for writing and has the payload that belongs to the `limit` of [`Encoding::encode`].
+    unsafe fn store(message: &Self::Message, slot: *mut u8);
+
+    /// Room for a message, so that nothing is allocated while a slot is claimed.
+    fn blank(limit: usize) -> Self::Message;
+
+    /// Copies a message out of a slot.
+    ///
+    /// # Safety
+    ///
+    /// `slot` is claimed for reading, and has the payload that belongs to the `limit` of [`Encoding::blank`].
+    unsafe fn load(message: &mut Self::Message, slot: *const u8, limit: usize);
+
+    /// Turns a loaded message into a value; runs the user's code.
+    fn decode(message: Self::Message, limit: usize) -> Result<T, DecodeError>;
+}
+
+impl<T: Plain> Encoding<T> for Verbatim {
+    type Message = MaybeUninit<T>;
+    const LAYOUT: u64 = layout::hash(&[layout::VERSION, 2, size_of::<T>() as u64]);
+
+    fn payload_len(_slot_bytes: usize) -> usize {
+        size_of::<T>()
+    }
+
+    fn limit(payload_len: usize) -> Option<usize> {
+        (payload_len == size_of::<T>()).then_some(payload_len)
+    }
+
+    #[inline(always)]
+    fn encode(value: &T, _limit: usize) -> Result<Self::Message, Refusal> {
+        Ok(MaybeUninit::new(*value))
+    }
+
+    #[inline(always)]
+    unsafe fn store(message: &Self::Message, slot: *mut u8) {
+        // SAFETY: the caller's slot has `size_of::<T>()` bytes, and nobody else touches it now.
+        unsafe { slot.cast::<MaybeUninit<T>>().write_unaligned(*message) }
+    }
+
+    #[inline(always)]
+    fn blank(_limit: usize) -> Self::Message {
+        MaybeUninit::uninit()
+    }
+
+    #[inline(always)]
+    unsafe fn load(message: &mut Self::Message, slot: *const u8, _limit: usize) {
+        // SAFETY: the caller's slot has `size_of::<T>()` bytes; any bytes are a `T`.
+        message.write(unsafe { slot.cast::<T>().read_unaligned() });
+    }
+
+    #[inline(always)]
+    fn decode(message: Self::Message, _limit: usize) -> Result<T, DecodeError> {
+        // SAFETY: `decode` gets what `load` has filled.
+        Ok(unsafe { message.assume_init() })
+    }
+}
+
+/// Bytes before a postcard message in its slot.
+const PREFIX: usize = size_of::<u32>();
+/// Up to this limit messages are staged on the stack.
+const INLINE: usize = 256;
+
+/// A postcard message outside of its slot.
+#[derive(Debug)]
+pub struct Packet {
+    /// As encoded; or as read from the slot, unchecked.
+    len: usize,
+    /// The first `len` bytes are initialised where the queue's limit is at most [`INLINE`].
+    inline: [MaybeUninit<u8>; INLINE],
+    /// The bytes otherwise.
+    heap: Vec<u8>,
+}
+
+impl Packet {
+    fn new(heap: Vec<u8>) -> Self {
+        Self {
+            len: 0,
+            inline: [MaybeUninit::uninit(); INLINE],
+            heap,
+        }
+    }
+
+    /// The message's bytes. The caller bounds `len`.
+    fn bytes(&self, len: usize, limit: usize) -> &[u8] {
+        debug_assert!(len <= limit, "{len} > {limit}");
+        if limit <= INLINE {
+            let bytes = &self.inline[..len];
+            // SAFETY: `encode` or `load` has initialised `min(self.len, limit)` bytes, and `len` is at most that.
+            unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len()) }
+        } else {
+            &self.heap[..len]
+        }
+    }
+}
+
+/// Writes what fits below `limit` and counts the rest, so that one pass knows both bytes and length.
+struct Filler<'p> {
+    packet: &'p mut Packet,
+    limit: usize,
+}
+
+impl postcard::ser_flavors::Flavor for Filler<'_> {
+    type Output = ();
+
+    #[inline]
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.try_extend(&[byte])
+    }
+
+    #[inline]
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        let start = self.packet.len;
+        let end = start.saturating_add(bytes.len());
+        self.packet.len = end;
+        if end <= self.limit {
+            if self.limit <= INLINE {
+                for (place, byte) in self.packet.inline[start..end].iter_mut().zip(bytes) {
+                    place.write(*byte);
+                }
+            } else {
+                self.packet.heap.extend_from_slice(bytes);
+            }
+        }
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
+    }
+}
+
+impl<T: Serialize + DeserializeOwned> Encoding<T> for Postcard {
+    type Message = Packet;
+    const LAYOUT: u64 = layout::hash(&[layout::VERSION, 1]);
+
+    fn payload_len(slot_bytes: usize) -> usize {
+        PREFIX.saturating_add(slot_bytes)
+    }
+
+    fn limit(payload_len: usize) -> Option<usize> {
+        payload_len.checked_sub(PREFIX)
+    }
+
+    #[inline]
+    fn encode(value: &T, limit: usize) -> Result<Packet, Refusal> {
+        let mut packet = Packet::new(Vec::new());
+        let filler = Filler {
+            packet: &mut packet,
+            limit,
+        };
+        if let Err(error) = postcard::serialize_with_flavor(value, filler) {
+            return Err(Refusal::Encode(why_not(value, error)));
+        }
+        if packet.len > limit {
+            return Err(Refusal::TooLarge(packet.len));
+        }
+        Ok(packet)
+    }
+
+    #[inline(always)]
+    unsafe fn store(message: &Packet, slot: *mut u8) {
+        // SAFETY: `encode` let through `limit` bytes at most, so the slot has room for prefix and bytes; its
+        // alignment is that of the ring's payloads. The bytes are initialised: `encode` counts what it writes.
+        unsafe {
+            let from = if message.heap.is_empty() {
+                message.inline.as_ptr().cast::<u8>()
+            } else {
+                message.heap.as_ptr()
+            };
+            #[allow(clippy::cast_possible_truncation, reason = "a slot has at most 2^20 bytes")]
+            slot.cast::<u32>().write(message.len as u32);
+            slot.add(PREFIX).copy_from_nonoverlapping(from, message.len);
+        }
+    }
+
+    #[inline(always)]
+    fn blank(limit: usize) -> Packet {
+        Packet::new(if limit <= INLINE {
+            Vec::new()
+        } else {
+            Vec::with_capacity(limit)
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn load(message: &mut Packet, slot: *const u8, limit: usize) {
+        // SAFETY: the slot has a prefix and `limit` bytes; the length is read once and clamped to them. `blank` made
+        // room for `limit` bytes here or there.
+        unsafe {
+            message.len = slot.cast::<u32>().read_volatile() as usize;
+            let len = message.len.min(limit);
+            let from = slot.add(PREFIX);
+            if limit <= INLINE {
+                message
+                    .inline
+                    .as_mut_ptr()
+                    .cast::<u8>()
+                    .copy_from_nonoverlapping(from, len);
+            } else {
+                message.heap.as_mut_ptr().copy_from_nonoverlapping(from, len);
+                message.heap.set_len(len);
+            }
+        }
+    }
+
+    #[inline]
+    fn decode(message: Packet, limit: usize) -> Result<T, DecodeError> {
+        if message.len > limit {
+            return Err(DecodeError::length(
+                message.bytes(limit, limit),
+                message.len,
+                limit,
+            ));
+        }
+        let bytes = message.bytes(message.len, limit);
+        match postcard::take_from_bytes(bytes) {
+            Ok((value, [])) => Ok(value),
+            Ok((_, rest)) => Err(DecodeError::trailing(bytes, rest.len())),
+            Err(error) => Err(DecodeError::codec(bytes, error)),
+        }
+    }
+}
+
+/// Postcard drops the text of custom errors. The one that users of this workspace will meet is a handle inside
+/// the message; whether that is it, a second try tells, in which handles may be serialised.
+#[cold]
+fn why_not<T: Serialize>(value: &T, error: postcard::Error) -> EncodeError {
+    let session = SendSession::begin();
+    let mut nowhere = Packet::new(Vec::new());
+    let filler = Filler {
+        packet: &mut nowhere,
+        limit: 0,
+    };
+    let _ = postcard::serialize_with_flavor(value, filler);
+    if session.finish().is_empty() {
+        EncodeError::codec(error)
+    } else {
+        EncodeError::handle()
+    }
+}

@@ -1,0 +1,198 @@
+//! The errors of receiving.
+
+use super::{DecodeError, EXHAUSTED};
+use std::fmt;
+
+const NO_SENDER: &str = "no living process holds a sender of the queue, and it is empty";
+
+/// Why nothing was received, apart from there being nothing yet.
+#[derive(Debug)]
+pub(crate) enum Dry {
+    Disconnected,
+    Forked,
+    Exhausted,
+}
+
+/// Defines the errors of receiving, which differ in one variant each.
+macro_rules! recv_error {
+    ($(#[$doc:meta])* $name:ident { $($(#[$own:meta])* $variant:ident, $predicate:ident, $text:literal;)? }) => {
+        $(#[$doc])*
+        #[derive(Debug)]
+        #[non_exhaustive]
+        pub enum $name {
+            $($(#[$own])* $variant,)?
+            /// Nothing is left, and no living process holds a sender.
+            Disconnected,
+            /// A message was taken, but its bytes are not a value of this type. The queue goes on.
+            Decode(DecodeError),
+            /// This process was forked after it had got the handle; the queue is not there.
+            Forked,
+            /// The queue has carried as many messages as it can number. A new one is needed.
+            Exhausted,
+        }
+
+        impl $name {
+            $(
+                #[doc = concat!("Whether this is [`", stringify!($name), "::", stringify!($variant), "`].")]
+                pub fn $predicate(&self) -> bool {
+                    matches!(self, Self::$variant)
+                }
+            )?
+
+            /// Whether nothing is left and no living process holds a sender.
+            pub fn is_disconnected(&self) -> bool {
+                matches!(self, Self::Disconnected)
+            }
+        }
+
+        impl From<Dry> for $name {
+            fn from(dry: Dry) -> Self {
+                match dry {
+                    Dry::Disconnected => Self::Disconnected,
+                    Dry::Forked => Self::Forked,
+                    Dry::Exhausted => Self::Exhausted,
+                }
+            }
+        }
+
+        impl From<DecodeError> for $name {
+            fn from(error: DecodeError) -> Self {
+                Self::Decode(error)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match self {
+                    $(Self::$variant => f.write_str($text),)?
+                    Self::Disconnected => f.write_str(NO_SENDER),
+                    Self::Decode(error) => error.fmt(f),
+                    Self::Forked => shm_core::fork::Forked.fmt(f),
+                    Self::Exhausted => f.write_str(EXHAUSTED),
+                }
+            }
+        }
+
+        impl std::error::Error for $name {
+            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+                match self {
+                    Self::Decode(error) => error.source(),
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+recv_error! {
+    /// Why [`Receiver::recv`](crate::Receiver::recv) returned nothing.
+    RecvError {}
+}
+
+recv_error! {
+    /// Why [`Receiver::try_recv`](crate::Receiver::try_recv) returned nothing.
+    TryRecvError {
+        /// Nothing is there now.
+        Empty, is_empty, "the queue is empty";
+    }
+}
+
+recv_error! {
+    /// Why [`Receiver::recv_timeout`](crate::Receiver::recv_timeout) returned nothing.
+    RecvTimeoutError {
+        /// Nothing came before the deadline.
+        Timeout, is_timeout, "the queue stayed empty until the deadline";
+    }
+}
+
+/// Why a batch could not be received whole. What did decode is handed over.
+#[non_exhaustive]
+pub enum RecvBatchError<T> {
+    /// Nothing is left, and no living process holds a sender.
+    Disconnected,
+    /// Some messages of the batch are not values of this type. All were taken; the queue goes on.
+    Decode {
+        /// The messages that are, in order.
+        received: Vec<T>,
+        /// The others, in order.
+        failed: Vec<DecodeError>,
+    },
+    /// This process was forked after it had got the handle; the queue is not there.
+    Forked,
+    /// The queue has carried as many messages as it can number. A new one is needed.
+    Exhausted,
+}
+
+impl<T> RecvBatchError<T> {
+    /// The messages that were received all the same.
+    pub fn into_received(self) -> Vec<T> {
+        match self {
+            Self::Decode { received, .. } => received,
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whether nothing is left and no living process holds a sender.
+    pub fn is_disconnected(&self) -> bool {
+        matches!(self, Self::Disconnected)
+    }
+}
+
+impl<T> From<Dry> for RecvBatchError<T> {
+    fn from(dry: Dry) -> Self {
+        match dry {
+            Dry::Disconnected => Self::Disconnected,
+            Dry::Forked => Self::Forked,
+            Dry::Exhausted => Self::Exhausted,
+        }
+    }
+}
+
+impl<T> fmt::Debug for RecvBatchError<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Disconnected => f.write_str("Disconnected"),
+            Self::Decode { received, failed } => f
+                .debug_struct("Decode")
+                .field("received", &received.len())
+                .field("failed", failed)
+                .finish(),
+            Self::Forked => f.write_str("Forked"),
+            Self::Exhausted => f.write_str("Exhausted"),
+        }
+    }
+}
+
+impl<T> fmt::Display for RecvBatchError<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Disconnected => f.write_str(NO_SENDER),
+            Self::Decode { received, failed } => {
+                let total = received.len().saturating_add(failed.len());
+                write!(f, "{} of {total} received messages do not decode", failed.len())
+            }
+            Self::Forked => shm_core::fork::Forked.fmt(f),
+            Self::Exhausted => f.write_str(EXHAUSTED),
+        }
+    }
+}
+
+impl<T> std::error::Error for RecvBatchError<T> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Decode { failed, .. } => failed.first().map(|error| error as _),
+            _ => None,
+        }
+    }
+}
+
+impl From<RecvError> for TryRecvError {
+    fn from(error: RecvError) -> Self {
+        match error {
+            RecvError::Disconnected => Self::Disconnected,
+            RecvError::Decode(error) => Self::Decode(error),
+            RecvError::Forked => Self::Forked,
+            RecvError::Exhausted => Self::Exhausted,
+        }
+    }
+}

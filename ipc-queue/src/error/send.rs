@@ -1,0 +1,229 @@
+//! The errors of sending.
+
+use super::{EXHAUSTED, EncodeError};
+use std::fmt;
+
+const NO_RECEIVER: &str = "no living process holds a receiver of the queue";
+
+fn fmt_too_large(f: &mut fmt::Formatter<'_>, len: usize, limit: usize) -> fmt::Result {
+    write!(
+        f,
+        "a message of {len} bytes is longer than the queue's limit of {limit}"
+    )
+}
+
+/// Defines the errors of sending, which differ in one variant each and hand the value back.
+macro_rules! send_error {
+    ($(#[$doc:meta])* $name:ident { $($(#[$own:meta])* $variant:ident, $predicate:ident, $text:literal;)? }) => {
+        $(#[$doc])*
+        #[non_exhaustive]
+        pub enum $name<T> {
+            $($(#[$own])* $variant(T),)?
+            /// No living process holds a receiver, so nobody will ever take the message.
+            Disconnected(T),
+            /// The message is longer than a slot.
+            TooLarge {
+                /// The message.
+                value: T,
+                /// Its length in bytes.
+                len: usize,
+                /// The longest message, in bytes, that a slot of this queue takes.
+                limit: usize,
+            },
+            /// The message cannot be turned into bytes. No slot was used.
+            Encode {
+                /// The message.
+                value: T,
+                /// Why.
+                reason: EncodeError,
+            },
+            /// This process was forked after it had got the handle; the queue is not there.
+            Forked(T),
+            /// The queue has carried as many messages as it can number. A new one is needed.
+            Exhausted(T),
+        }
+
+        impl<T> $name<T> {
+            /// The message that was not sent.
+            pub fn into_inner(self) -> T {
+                match self {
+                    $(Self::$variant(value) |)? Self::Disconnected(value)
+                    | Self::Forked(value)
+                    | Self::Exhausted(value)
+                    | Self::TooLarge { value, .. }
+                    | Self::Encode { value, .. } => value,
+                }
+            }
+
+            $(
+                #[doc = concat!("Whether this is [`", stringify!($name), "::", stringify!($variant), "`].")]
+                pub fn $predicate(&self) -> bool {
+                    matches!(self, Self::$variant(_))
+                }
+            )?
+
+            /// Whether no living process holds a receiver.
+            pub fn is_disconnected(&self) -> bool {
+                matches!(self, Self::Disconnected(_))
+            }
+
+            pub(crate) fn from_failure(failure: Failure, value: T) -> Self {
+                match failure {
+                    Failure::Disconnected => Self::Disconnected(value),
+                    Failure::TooLarge { len, limit } => Self::TooLarge { value, len, limit },
+                    Failure::Encode(reason) => Self::Encode { value, reason },
+                    Failure::Forked => Self::Forked(value),
+                    Failure::Exhausted => Self::Exhausted(value),
+                }
+            }
+        }
+
+        impl<T> fmt::Debug for $name<T> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match self {
+                    $(Self::$variant(_) => f.write_str(concat!(stringify!($variant), "(..)")),)?
+                    Self::Disconnected(_) => f.write_str("Disconnected(..)"),
+                    Self::TooLarge { len, limit, .. } => {
+                        write!(f, "TooLarge {{ len: {len}, limit: {limit}, .. }}")
+                    }
+                    Self::Encode { reason, .. } => write!(f, "Encode {{ reason: {reason:?}, .. }}"),
+                    Self::Forked(_) => f.write_str("Forked(..)"),
+                    Self::Exhausted(_) => f.write_str("Exhausted(..)"),
+                }
+            }
+        }
+
+        impl<T> fmt::Display for $name<T> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match self {
+                    $(Self::$variant(_) => f.write_str($text),)?
+                    Self::Disconnected(_) => f.write_str(NO_RECEIVER),
+                    Self::TooLarge { len, limit, .. } => fmt_too_large(f, *len, *limit),
+                    Self::Encode { reason, .. } => reason.fmt(f),
+                    Self::Forked(_) => shm_core::fork::Forked.fmt(f),
+                    Self::Exhausted(_) => f.write_str(EXHAUSTED),
+                }
+            }
+        }
+
+        impl<T> std::error::Error for $name<T> {
+            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+                match self {
+                    Self::Encode { reason, .. } => reason.source(),
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+/// Why a message cannot be sent, now or later, apart from the value.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    Disconnected,
+    TooLarge { len: usize, limit: usize },
+    Encode(EncodeError),
+    Forked,
+    Exhausted,
+}
+
+send_error! {
+    /// Why [`Sender::send`](crate::Sender::send) did not send. The message is handed back.
+    SendError {}
+}
+
+send_error! {
+    /// Why [`Sender::try_send`](crate::Sender::try_send) did not send. The message is handed back.
+    TrySendError {
+        /// There is no room now.
+        Full, is_full, "the queue is full";
+    }
+}
+
+send_error! {
+    /// Why [`Sender::send_timeout`](crate::Sender::send_timeout) did not send. The message is handed back.
+    SendTimeoutError {
+        /// There was no room before the deadline.
+        Timeout, is_timeout, "the queue stayed full until the deadline";
+    }
+}
+
+/// Why [`Sender::send_batch`](crate::Sender::send_batch) stopped, how much it had sent, and what is left.
+pub struct SendBatchError<T> {
+    sent: usize,
+    unsent: Vec<T>,
+    failure: Failure,
+}
+
+impl<T> SendBatchError<T> {
+    pub(crate) fn new(sent: usize, unsent: Vec<T>, failure: Failure) -> Self {
+        Self {
+            sent,
+            unsent,
+            failure,
+        }
+    }
+
+    /// How many messages were sent, from the first on.
+    pub fn sent(&self) -> usize {
+        self.sent
+    }
+
+    /// The messages that were not sent, in order; the first is the one that could not be.
+    pub fn into_unsent(self) -> Vec<T> {
+        self.unsent
+    }
+
+    /// Whether no living process holds a receiver.
+    pub fn is_disconnected(&self) -> bool {
+        matches!(self.failure, Failure::Disconnected)
+    }
+
+    /// Whether the first unsent message is longer than a slot.
+    pub fn is_too_large(&self) -> bool {
+        matches!(self.failure, Failure::TooLarge { .. })
+    }
+
+    /// Whether the first unsent message cannot be turned into bytes.
+    pub fn is_encode(&self) -> bool {
+        matches!(self.failure, Failure::Encode(_))
+    }
+
+    /// Whether this process was forked after it had got the handle.
+    pub fn is_forked(&self) -> bool {
+        matches!(self.failure, Failure::Forked)
+    }
+}
+
+impl<T> fmt::Debug for SendBatchError<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SendBatchError")
+            .field("sent", &self.sent)
+            .field("unsent", &self.unsent.len())
+            .field("failure", &self.failure)
+            .finish()
+    }
+}
+
+impl<T> fmt::Display for SendBatchError<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let total = self.sent.saturating_add(self.unsent.len());
+        write!(f, "{} of {total} messages were sent: ", self.sent)?;
+        match &self.failure {
+            Failure::Disconnected => f.write_str(NO_RECEIVER),
+            Failure::TooLarge { len, limit } => fmt_too_large(f, *len, *limit),
+            Failure::Encode(reason) => reason.fmt(f),
+            Failure::Forked => shm_core::fork::Forked.fmt(f),
+            Failure::Exhausted => f.write_str(EXHAUSTED),
+        }
+    }
+}
+
+impl<T> std::error::Error for SendBatchError<T> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.failure {
+            Failure::Encode(reason) => reason.source(),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,430 @@
+//! The receiving end.
+
+use crate::codec::{Codec, Postcard, Verbatim};
+use crate::end::End;
+use crate::error::{Dry, RecvBatchError, RecvError, RecvTimeoutError, TryRecvError};
+use crate::layout::Side;
+use crate::ring::MAX_SPAN;
+use crate::wait::{Patience, Stop};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
+use std::iter::FusedIterator;
+use std::marker::PhantomData;
+use std::time::{Duration, Instant};
+
+/// The receiving end of a queue of messages of type `T`.
+///
+/// Clones are further receivers of the same queue: each message goes to one of them. All operations take `&self`;
+/// a clone per thread is faster than a shared handle. The messages of one sender arrive in the order in which it
+/// sent them.
+///
+/// # If the peer dies
+///
+/// Nothing that was sent is lost with its sender, and nothing arrives torn or twice. Of a receiver that dies, at most
+/// the message or batch that it was taking is lost. When no living process holds a sender and nothing is left,
+/// receiving fails. A process that is stopped while it sends is alive: messages behind its own wait for it.
+///
+/// # Across processes
+///
+/// A receiver can be serialised into arguments of processes and tasks, and works there like a clone. Not usable
+/// in a forked child, where every operation says so.
+///
+/// # Examples
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (tx, rx) = ipc_queue::bounded::<u64>(16)?;
+/// std::thread::spawn(move || (0..100).try_for_each(|i| tx.send(i)));
+/// let mut sum = 0;
+/// for number in rx.iter() {                 // ends when every sender is gone
+///     sum += number?;
+/// }
+/// assert_eq!(sum, 4950);
+/// # Ok(()) }
+/// ```
+pub struct Receiver<T, C = Postcard> {
+    end: End,
+    _messages: PhantomData<fn(C) -> T>,
+}
+
+/// A [`Receiver`] of plain old data.
+pub type PlainReceiver<T> = Receiver<T, Verbatim>;
+
+/// The two ways of not receiving: patience ran out (`None`), or worse.
+type Nothing = Option<Dry>;
+
+fn nothing(stop: Stop) -> Nothing {
+    match stop {
+        Stop::Late => None,
+        Stop::Disconnected => Some(Dry::Disconnected),
+        Stop::Exhausted => Some(Dry::Exhausted),
+        Stop::Forked => Some(Dry::Forked),
+    }
+}
+
+impl<T, C: Codec<T>> Receiver<T, C> {
+    pub(crate) fn new(end: End) -> Self {
+        Self {
+            end,
+            _messages: PhantomData,
+        }
+    }
+
+    /// Receives a message. Blocks while the queue is empty; woken when one is sent, or when the last sender is gone
+    /// (dropped: at once; killed: within 100 ms).
+    ///
+    /// # Errors
+    ///
+    /// [`RecvError::Disconnected`] when nothing is left and no living process holds a sender;
+    /// [`RecvError::Decode`] for a message that is not a `T`: it is taken, and the next call goes on behind it.
+    ///
+    /// # If the peer dies
+    ///
+    /// What a dead sender left half done is cleared away here.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (tx, rx) = ipc_queue::bounded::<u32>(4)?;
+    /// tx.send(7)?;
+    /// drop(tx);
+    /// assert_eq!(rx.recv()?, 7);
+    /// assert!(rx.recv().unwrap_err().is_disconnected());
+    /// # Ok(()) }
+    /// ```
+    #[inline]
+    pub fn recv(&self) -> Result<T, RecvError> {
+        loop {
+            match self.take(Patience::Forever) {
+                Ok(message) => return Ok(C::decode(message, self.end.limit())?),
+                Err(stop) => {
+                    if let Some(dry) = nothing(stop) {
+                        return Err(dry.into());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Receives a message if one is there now. Never blocks; lock-free.
+    ///
+    /// # Errors
+    ///
+    /// [`TryRecvError::Empty`], or what [`Receiver::recv`] fails for.
+    ///
+    /// # If the peer dies
+    ///
+    /// As [`Receiver::recv`]. A receiver that only polls asks the system about the senders once a millisecond.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (tx, rx) = ipc_queue::bounded::<u32>(4)?;
+    /// assert!(rx.try_recv().unwrap_err().is_empty());
+    /// tx.send(7)?;
+    /// assert_eq!(rx.try_recv()?, 7);
+    /// # Ok(()) }
+    /// ```
+    #[inline]
+    pub fn try_recv(&self) -> Result<T, TryRecvError> {
+        match self.take(Patience::None) {
+            Ok(message) => Ok(C::decode(message, self.end.limit())?),
+            Err(stop) => Err(nothing(stop).map_or(TryRecvError::Empty, TryRecvError::from)),
+        }
+    }
+
+    /// Receives a message. Blocks while the queue is empty, up to `timeout`; woken as [`Receiver::recv`].
+    ///
+    /// # Errors
+    ///
+    /// [`RecvTimeoutError::Timeout`], or what [`Receiver::recv`] fails for.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (_tx, rx) = ipc_queue::bounded::<u32>(4)?;
+    /// assert!(rx.recv_timeout(Duration::from_millis(1)).unwrap_err().is_timeout());
+    /// # Ok(()) }
+    /// ```
+    pub fn recv_timeout(&self, timeout: Duration) -> Result<T, RecvTimeoutError> {
+        self.recv_patiently(Patience::For(timeout))
+    }
+
+    /// Receives a message. Blocks while the queue is empty, until `deadline`; woken as [`Receiver::recv`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Receiver::recv_timeout`].
+    pub fn recv_until(&self, deadline: Instant) -> Result<T, RecvTimeoutError> {
+        self.recv_patiently(Patience::Until(deadline))
+    }
+
+    fn recv_patiently(&self, patience: Patience) -> Result<T, RecvTimeoutError> {
+        match self.take(patience) {
+            Ok(message) => Ok(C::decode(message, self.end.limit())?),
+            Err(stop) => Err(nothing(stop).map_or(RecvTimeoutError::Timeout, RecvTimeoutError::from)),
+        }
+    }
+
+    /// Receives up to `max` messages: blocks for the first as [`Receiver::recv`], then takes what is there, up to 64
+    /// with one step. Empty only if `max` is 0.
+    ///
+    /// # Errors
+    ///
+    /// As [`Receiver::recv`]; if some messages do not decode, [`RecvBatchError::Decode`] holds the others.
+    ///
+    /// # If the peer dies
+    ///
+    /// A receiver that dies in here takes the messages of one step with it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (tx, rx) = ipc_queue::bounded::<u32>(4)?;
+    /// tx.send_batch([1, 2, 3])?;
+    /// assert_eq!(rx.recv_batch(2)?, [1, 2]);
+    /// assert_eq!(rx.recv_batch(2)?, [3]);
+    /// # Ok(()) }
+    /// ```
+    pub fn recv_batch(&self, max: usize) -> Result<Vec<T>, RecvBatchError<T>> {
+        loop {
+            if let Some(received) = self.take_batch(max, Patience::Forever)? {
+                return Ok(received);
+            }
+        }
+    }
+
+    /// Receives up to `max` messages that are there now, none if there are none. Never blocks.
+    ///
+    /// # Errors
+    ///
+    /// As [`Receiver::recv_batch`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (_tx, rx) = ipc_queue::bounded::<u32>(4)?;
+    /// assert!(rx.try_recv_batch(10)?.is_empty());
+    /// # Ok(()) }
+    /// ```
+    pub fn try_recv_batch(&self, max: usize) -> Result<Vec<T>, RecvBatchError<T>> {
+        Ok(self.take_batch(max, Patience::None)?.unwrap_or_default())
+    }
+
+    /// One message, with all its waiting.
+    #[inline(always)]
+    fn take(&self, patience: Patience) -> Result<C::Message, Stop> {
+        self.end.check()?;
+        let mut message = C::blank(self.end.limit());
+        if let Err(miss) = self.end.pop::<T, C>(&mut message) {
+            self.end
+                .retry(miss, patience, || self.end.pop::<T, C>(&mut message))?;
+        }
+        self.end.done(1);
+        Ok(message)
+    }
+
+    /// Up to `max` messages; `None` if patience ran out before the first.
+    fn take_batch(&self, max: usize, patience: Patience) -> Result<Option<Vec<T>>, RecvBatchError<T>> {
+        self.end.check().map_err(|_| Dry::Forked)?;
+        let (limit, span) = (self.end.limit(), max.min(MAX_SPAN).min(self.capacity()));
+        let mut messages: Vec<C::Message> = Vec::with_capacity(span);
+        let (mut received, mut failed) = (Vec::with_capacity(span), Vec::new());
+        loop {
+            let wanted = max - received.len() - failed.len();
+            messages.resize_with(wanted.min(span), || C::blank(limit));
+            let taken = self.end.pop_batch::<T, C>(&mut messages);
+            let first = received.is_empty() && failed.is_empty();
+            let taken = match taken {
+                Err(miss) if first => {
+                    let attempt = || self.end.pop_batch::<T, C>(&mut messages);
+                    match self.end.retry(miss, patience, attempt) {
+                        Ok(taken) => taken,
+                        Err(stop) => return nothing(stop).map_or(Ok(None), |dry| Err(dry.into())),
+                    }
+                }
+                Err(_) | Ok(0) => break,
+                Ok(taken) => taken,
+            };
+            self.end.done(taken);
+            for message in messages.drain(..taken) {
+                match C::decode(message, limit) {
+                    Ok(value) => received.push(value),
+                    Err(error) => failed.push(error),
+                }
+            }
+        }
+        if failed.is_empty() {
+            Ok(Some(received))
+        } else {
+            Err(RecvBatchError::Decode { received, failed })
+        }
+    }
+
+    /// The messages to come, until every sender is gone and nothing is left. Blocks for each as
+    /// [`Receiver::recv`]. A message that does not decode is an `Err` item, and the iteration goes on.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (tx, rx) = ipc_queue::bounded::<char>(4)?;
+    /// tx.send_batch(['a', 'b'])?;
+    /// drop(tx);
+    /// assert_eq!(rx.iter().collect::<Result<String, _>>()?, "ab");
+    /// # Ok(()) }
+    /// ```
+    pub fn iter(&self) -> Iter<'_, T, C> {
+        Iter {
+            receiver: self,
+            ended: false,
+        }
+    }
+
+    /// The messages that are there now. Never blocks; ends when the queue is empty. A message that does not decode
+    /// is an `Err` item, and the iteration goes on.
+    pub fn try_iter(&self) -> TryIter<'_, T, C> {
+        TryIter { receiver: self }
+    }
+}
+
+impl<T, C> Receiver<T, C> {
+    /// How many messages are in the queue, those included that are being sent. May be stale at once. 0 in a forked
+    /// child.
+    pub fn len(&self) -> usize {
+        self.end.check().map_or(0, |()| self.end.len())
+    }
+
+    /// Whether no message is in the queue. May be stale at once.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether there is no room. May be stale at once.
+    pub fn is_full(&self) -> bool {
+        self.len() >= self.capacity()
+    }
+
+    /// How many messages the queue holds at most.
+    pub fn capacity(&self) -> usize {
+        self.end.capacity()
+    }
+}
+
+impl<T, C> Clone for Receiver<T, C> {
+    fn clone(&self) -> Self {
+        Self {
+            end: self.end.clone(),
+            _messages: PhantomData,
+        }
+    }
+}
+
+impl<T, C> fmt::Debug for Receiver<T, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.end.fmt_as("Receiver", f)
+    }
+}
+
+impl<T, C: Codec<T>> Serialize for Receiver<T, C> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.end.serialize::<T, C, S>(serializer)
+    }
+}
+
+impl<'de, T, C: Codec<T>> Deserialize<'de> for Receiver<T, C> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        End::deserialize::<T, C, D>(deserializer, Side::Receiver).map(Self::new)
+    }
+}
+
+/// The messages of a receiver until disconnect; see [`Receiver::iter`].
+#[derive(Debug)]
+pub struct Iter<'a, T, C: Codec<T> = Postcard> {
+    receiver: &'a Receiver<T, C>,
+    ended: bool,
+}
+
+/// The messages that are there; see [`Receiver::try_iter`].
+#[derive(Debug)]
+pub struct TryIter<'a, T, C: Codec<T> = Postcard> {
+    receiver: &'a Receiver<T, C>,
+}
+
+/// The messages of a receiver until disconnect, owning it.
+#[derive(Debug)]
+pub struct IntoIter<T, C: Codec<T> = Postcard> {
+    receiver: Receiver<T, C>,
+    ended: bool,
+}
+
+fn next<T, C: Codec<T>>(receiver: &Receiver<T, C>, ended: &mut bool) -> Option<Result<T, RecvError>> {
+    if *ended {
+        return None;
+    }
+    let item = receiver.recv();
+    *ended = !matches!(item, Ok(_) | Err(RecvError::Decode(_)));
+    match item {
+        Err(RecvError::Disconnected) => None,
+        item => Some(item),
+    }
+}
+
+impl<T, C: Codec<T>> Iterator for Iter<'_, T, C> {
+    type Item = Result<T, RecvError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        next(self.receiver, &mut self.ended)
+    }
+}
+
+impl<T, C: Codec<T>> FusedIterator for Iter<'_, T, C> {}
+
+impl<T, C: Codec<T>> Iterator for IntoIter<T, C> {
+    type Item = Result<T, RecvError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        next(&self.receiver, &mut self.ended)
+    }
+}
+
+impl<T, C: Codec<T>> FusedIterator for IntoIter<T, C> {}
+
+impl<T, C: Codec<T>> Iterator for TryIter<'_, T, C> {
+    type Item = Result<T, RecvError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.receiver.try_recv() {
+            Ok(value) => Some(Ok(value)),
+            Err(TryRecvError::Decode(error)) => Some(Err(error.into())),
+            Err(_) => None,
+        }
+    }
+}
+
+impl<'a, T, C: Codec<T>> IntoIterator for &'a Receiver<T, C> {
+    type Item = Result<T, RecvError>;
+    type IntoIter = Iter<'a, T, C>;
+
+    fn into_iter(self) -> Iter<'a, T, C> {
+        self.iter()
+    }
+}
+
+impl<T, C: Codec<T>> IntoIterator for Receiver<T, C> {
+    type Item = Result<T, RecvError>;
+    type IntoIter = IntoIter<T, C>;
+
+    fn into_iter(self) -> IntoIter<T, C> {
+        IntoIter {
+            receiver: self,
+            ended: false,
+        }
+    }
+}

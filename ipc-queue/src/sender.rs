@@ -1,0 +1,329 @@
+//! The sending end.
+
+use crate::codec::{Codec, Postcard, Refusal, Verbatim};
+use crate::end::End;
+use crate::error::{Failure, SendBatchError, SendError, SendTimeoutError, TrySendError};
+use crate::layout::Side;
+use crate::ring::MAX_SPAN;
+use crate::wait::{Patience, Stop};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
+use std::marker::PhantomData;
+use std::time::{Duration, Instant};
+
+/// The sending end of a queue of messages of type `T`.
+///
+/// Clones are further senders of the same queue. All operations take `&self`, so threads may share one; a clone
+/// per thread is faster, because each handle remembers its place in the queue.
+///
+/// # If the peer dies
+///
+/// A message whose `send` has returned `Ok` outlives its sender. A receiver that dies takes with it at most what
+/// it was taking at that moment: one message or one batch. When no living process holds a receiver, sending fails.
+/// A process that is stopped while it takes a message is alive, and the queue fills up until it goes on.
+///
+/// # Across processes
+///
+/// A sender can be serialised into arguments of processes and tasks, and works there like a clone. Not usable in
+/// a forked child, where every operation says so.
+///
+/// # Examples
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (tx, rx) = ipc_queue::bounded::<String>(16)?;
+/// let second = tx.clone();
+/// std::thread::spawn(move || second.send("hello".into())).join().unwrap()?;
+/// assert_eq!(rx.recv()?, "hello");
+/// # Ok(()) }
+/// ```
+pub struct Sender<T, C = Postcard> {
+    end: End,
+    _messages: PhantomData<fn(T) -> C>,
+}
+
+/// A [`Sender`] of plain old data.
+pub type PlainSender<T> = Sender<T, Verbatim>;
+
+/// Why one attempt to send, with all its waiting, did not.
+enum Unsent {
+    /// Patience ran out.
+    Late,
+    Failed(Failure),
+}
+
+impl From<Stop> for Unsent {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Late => Self::Late,
+            Stop::Disconnected => Self::Failed(Failure::Disconnected),
+            Stop::Exhausted => Self::Failed(Failure::Exhausted),
+            Stop::Forked => Self::Failed(Failure::Forked),
+        }
+    }
+}
+
+impl<T, C: Codec<T>> Sender<T, C> {
+    pub(crate) fn new(end: End) -> Self {
+        Self {
+            end,
+            _messages: PhantomData,
+        }
+    }
+
+    /// Sends a message. Blocks while the queue is full; woken when a receiver takes one, or when the last receiver
+    /// is gone (dropped: at once; killed: within 100 ms).
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`] with the message: no receiver is left, it is too large, or it cannot be encoded.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (tx, rx) = ipc_queue::bounded::<u32>(1)?;
+    /// tx.send(7)?;
+    /// drop(rx);
+    /// assert_eq!(tx.send(8).unwrap_err().into_inner(), 8);
+    /// # Ok(()) }
+    /// ```
+    #[inline]
+    pub fn send(&self, value: T) -> Result<(), SendError<T>> {
+        loop {
+            match self.offer(&value, Patience::Forever) {
+                Ok(()) => return Ok(()),
+                Err(Unsent::Failed(failure)) => return Err(SendError::from_failure(failure, value)),
+                Err(Unsent::Late) => {}
+            }
+        }
+    }
+
+    /// Sends a message if there is room now. Never blocks; lock-free.
+    ///
+    /// # Errors
+    ///
+    /// [`TrySendError`] with the message: the queue is full, or what [`Sender::send`] fails for.
+    ///
+    /// # If the peer dies
+    ///
+    /// The slot of a receiver that died while it took a message is freed here when it is needed.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (tx, _rx) = ipc_queue::bounded::<u32>(1)?;
+    /// tx.try_send(7)?;
+    /// assert!(tx.try_send(8).unwrap_err().is_full());
+    /// # Ok(()) }
+    /// ```
+    #[inline]
+    pub fn try_send(&self, value: T) -> Result<(), TrySendError<T>> {
+        match self.offer(&value, Patience::None) {
+            Ok(()) => Ok(()),
+            Err(Unsent::Late) => Err(TrySendError::Full(value)),
+            Err(Unsent::Failed(failure)) => Err(TrySendError::from_failure(failure, value)),
+        }
+    }
+
+    /// Sends a message. Blocks while the queue is full, up to `timeout`; woken as [`Sender::send`].
+    ///
+    /// # Errors
+    ///
+    /// [`SendTimeoutError`] with the message.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (tx, _rx) = ipc_queue::bounded::<u32>(1)?;
+    /// tx.send_timeout(7, Duration::from_millis(1))?;
+    /// assert!(tx.send_timeout(8, Duration::from_millis(1)).unwrap_err().is_timeout());
+    /// # Ok(()) }
+    /// ```
+    pub fn send_timeout(&self, value: T, timeout: Duration) -> Result<(), SendTimeoutError<T>> {
+        self.send_patiently(value, Patience::For(timeout))
+    }
+
+    /// Sends a message. Blocks while the queue is full, until `deadline`; woken as [`Sender::send`].
+    ///
+    /// # Errors
+    ///
+    /// [`SendTimeoutError`] with the message.
+    pub fn send_until(&self, value: T, deadline: Instant) -> Result<(), SendTimeoutError<T>> {
+        self.send_patiently(value, Patience::Until(deadline))
+    }
+
+    fn send_patiently(&self, value: T, patience: Patience) -> Result<(), SendTimeoutError<T>> {
+        match self.offer(&value, patience) {
+            Ok(()) => Ok(()),
+            Err(Unsent::Late) => Err(SendTimeoutError::Timeout(value)),
+            Err(Unsent::Failed(failure)) => Err(SendTimeoutError::from_failure(failure, value)),
+        }
+    }
+
+    /// Sends all messages, in order, up to 64 with one step. Blocks while the queue is full; woken as
+    /// [`Sender::send`]. Other senders' messages may come between the steps.
+    ///
+    /// # Errors
+    ///
+    /// [`SendBatchError`] says how many were sent, and hands the others back: no receiver is left, or one of them is
+    /// too large or cannot be encoded.
+    ///
+    /// # If the peer dies
+    ///
+    /// Of a sender that dies in here, each step arrives whole or not at all.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (tx, rx) = ipc_queue::bounded::<u32>(100)?;
+    /// tx.send_batch([1, 2, 3])?;
+    /// assert_eq!(rx.recv_batch(10)?, [1, 2, 3]);
+    /// # Ok(()) }
+    /// ```
+    pub fn send_batch(&self, values: impl Into<Vec<T>>) -> Result<(), SendBatchError<T>> {
+        let mut values = values.into();
+        let mut sent = 0;
+        let result = self.offer_all(&values, &mut sent);
+        result.map_err(|failure| SendBatchError::new(sent, values.split_off(sent), failure))
+    }
+
+    /// Sends what it can; `sent` counts.
+    fn offer_all(&self, values: &[T], sent: &mut usize) -> Result<(), Failure> {
+        let mut staged: Vec<C::Message> = Vec::with_capacity(values.len().min(MAX_SPAN));
+        while *sent < values.len() {
+            self.ready()?;
+            let mut trouble = Ok(());
+            staged.clear();
+            for value in values[*sent..].iter().take(MAX_SPAN) {
+                match C::encode(value, self.end.limit()) {
+                    Ok(message) => staged.push(message),
+                    Err(refusal) => {
+                        trouble = Err(self.refused(refusal));
+                        break;
+                    }
+                }
+            }
+            let mut rest = &staged[..];
+            while !rest.is_empty() {
+                let attempt = || self.end.push_batch::<T, C>(rest);
+                let pushed = attempt().or_else(|miss| self.end.retry(miss, Patience::Forever, attempt));
+                match pushed.map_err(Unsent::from) {
+                    Ok(count) => {
+                        self.end.done(count);
+                        *sent += count;
+                        rest = &rest[count..];
+                    }
+                    Err(Unsent::Late) => {}
+                    Err(Unsent::Failed(failure)) => return Err(failure),
+                }
+            }
+            trouble?;
+        }
+        Ok(())
+    }
+
+    /// One message, with all its waiting.
+    #[inline(always)]
+    fn offer(&self, value: &T, patience: Patience) -> Result<(), Unsent> {
+        self.ready().map_err(Unsent::Failed)?;
+        let message =
+            C::encode(value, self.end.limit()).map_err(|refusal| Unsent::Failed(self.refused(refusal)))?;
+        let attempt = || self.end.push::<T, C>(&message);
+        if let Err(miss) = attempt() {
+            self.end.retry(miss, patience, attempt)?;
+        }
+        self.end.done(1);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn ready(&self) -> Result<(), Failure> {
+        if self.end.check().is_err() {
+            return Err(Failure::Forked);
+        }
+        if self.end.control().is_gone(Side::Receiver) {
+            return Err(Failure::Disconnected);
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn refused(&self, refusal: Refusal) -> Failure {
+        match refusal {
+            Refusal::TooLarge(len) => Failure::TooLarge {
+                len,
+                limit: self.end.limit(),
+            },
+            Refusal::Encode(reason) => Failure::Encode(reason),
+        }
+    }
+}
+
+impl<T, C> Sender<T, C> {
+    /// How many messages are in the queue, those included that are being sent. May be stale at once. 0 in a forked
+    /// child.
+    pub fn len(&self) -> usize {
+        self.end.check().map_or(0, |()| self.end.len())
+    }
+
+    /// Whether no message is in the queue. May be stale at once.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether there is no room. May be stale at once.
+    pub fn is_full(&self) -> bool {
+        self.len() >= self.capacity()
+    }
+
+    /// How many messages the queue holds at most.
+    pub fn capacity(&self) -> usize {
+        self.end.capacity()
+    }
+
+    /// The longest message in bytes.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (tx, _rx) = ipc_queue::bounded::<Vec<u8>>(4)?;
+    /// assert_eq!(tx.max_message_len(), 240);
+    /// # Ok(()) }
+    /// ```
+    pub fn max_message_len(&self) -> usize {
+        self.end.limit()
+    }
+}
+
+impl<T, C> Clone for Sender<T, C> {
+    fn clone(&self) -> Self {
+        Self {
+            end: self.end.clone(),
+            _messages: PhantomData,
+        }
+    }
+}
+
+impl<T, C> fmt::Debug for Sender<T, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.end.fmt_as("Sender", f)
+    }
+}
+
+impl<T, C: Codec<T>> Serialize for Sender<T, C> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.end.serialize::<T, C, S>(serializer)
+    }
+}
+
+impl<'de, T, C: Codec<T>> Deserialize<'de> for Sender<T, C> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        End::deserialize::<T, C, D>(deserializer, Side::Sender).map(Self::new)
+    }
+}

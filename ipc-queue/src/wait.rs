@@ -1,0 +1,154 @@
+//! What a handle does when the ring gives it nothing: poll, sleep, look after its peers.
+
+use crate::end::{End, Miss};
+use crate::layout::Side;
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
+
+/// How long an operation may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Patience {
+    None,
+    For(Duration),
+    Until(Instant),
+    Forever,
+}
+
+/// Why an operation ended without success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// Patience ran out.
+    Late,
+    /// The other side is gone (for a receiver: and nothing is left).
+    Disconnected,
+    Exhausted,
+    Forked,
+}
+
+impl From<shm_core::fork::Forked> for Stop {
+    fn from(_: shm_core::fork::Forked) -> Self {
+        Self::Forked
+    }
+}
+
+/// Looks that a repair may make worthwhile, in a row. Each dead process leaves one claim, so more of them mean that
+/// somebody scribbles on the ring.
+const REPAIRS: usize = 2 * shm_core::segment::MAX_PARTICIPANTS as usize;
+
+impl End {
+    /// After a miss: tries again as `patience` allows. `attempt` is one try on the ring.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn retry<R>(
+        &self,
+        miss: Miss,
+        patience: Patience,
+        mut attempt: impl FnMut() -> Result<R, Miss>,
+    ) -> Result<R, Stop> {
+        let control = self.control();
+        // Whoever waits for us should know where we run.
+        control.sleeps(self.side().other()).note_cpu();
+        let deadline = match patience {
+            Patience::None => return self.glance(miss, &mut attempt),
+            // A deadline beyond the end of time is none.
+            Patience::For(timeout) => Instant::now().checked_add(timeout),
+            Patience::Until(deadline) => Some(deadline),
+            Patience::Forever => None,
+        };
+        let attempt = RefCell::new(attempt);
+        let done = control.sleeps(self.side()).wait(
+            &self.pace,
+            self.ticket(),
+            deadline,
+            || self.try_once(&mut *attempt.borrow_mut()),
+            || self.look_around(&mut *attempt.borrow_mut()),
+        );
+        done.unwrap_or(Err(Stop::Late))
+    }
+
+    /// After a miss that must not wait: repairs what a dead process blocks, and asks now and then whether the other
+    /// side is alive.
+    fn glance<R>(&self, miss: Miss, attempt: &mut impl FnMut() -> Result<R, Miss>) -> Result<R, Stop> {
+        let known = self.control().is_gone(self.side().other());
+        match miss {
+            Miss::Exhausted => return Err(Stop::Exhausted),
+            Miss::Nothing if !known && !self.may_look() => return Err(Stop::Late),
+            Miss::Claimed(claim) if !known && !self.recover(claim) && !self.may_look() => {
+                return Err(Stop::Late);
+            }
+            _ => {}
+        }
+        self.look_around(attempt).unwrap_or(Err(Stop::Late))
+    }
+
+    /// One try that asks no system call.
+    #[inline(always)]
+    fn try_once<R>(&self, attempt: &mut impl FnMut() -> Result<R, Miss>) -> Option<Result<R, Stop>> {
+        match attempt() {
+            Ok(done) => Some(Ok(done)),
+            Err(Miss::Exhausted) => Some(Err(Stop::Exhausted)),
+            Err(_) if self.control().is_gone(self.side().other()) => Some(self.last_look(attempt)),
+            Err(_) => None,
+        }
+    }
+
+    /// A try with everything that the system can tell: are the owner of a claim and the other side alive?
+    #[cold]
+    fn look_around<R>(&self, attempt: &mut impl FnMut() -> Result<R, Miss>) -> Option<Result<R, Stop>> {
+        for _ in 0..REPAIRS {
+            match attempt() {
+                Ok(done) => return Some(Ok(done)),
+                Err(Miss::Exhausted) => return Some(Err(Stop::Exhausted)),
+                Err(Miss::Claimed(claim)) if self.recover(claim) => {}
+                Err(_) => break,
+            }
+        }
+        self.is_alone().then(|| self.last_look(attempt))
+    }
+
+    /// The other side is gone: what it sent before it went is still there.
+    #[cold]
+    fn last_look<R>(&self, attempt: &mut impl FnMut() -> Result<R, Miss>) -> Result<R, Stop> {
+        if self.side() == Side::Sender {
+            return Err(Stop::Disconnected);
+        }
+        let mut before = None;
+        for _ in 0..REPAIRS {
+            match attempt() {
+                Ok(done) => return Ok(done),
+                Err(Miss::Exhausted) => return Err(Stop::Exhausted),
+                Err(Miss::Nothing) => break,
+                // A claim that somebody else has just repaired looks different the second time.
+                Err(Miss::Claimed(claim)) if self.recover(claim) || before != Some(claim) => {
+                    before = Some(claim);
+                }
+                Err(Miss::Claimed(_)) => break,
+            }
+        }
+        Err(Stop::Disconnected)
+    }
+
+    /// After `count` successes from `ticket` on: wakes the other side, if it sleeps, and passes a wake-up on to this
+    /// side's other sleepers, if there is more for them.
+    #[inline(always)]
+    pub(crate) fn done(&self, count: usize) {
+        let control = self.control();
+        let theirs = control.sleeps(self.side().other());
+        #[allow(clippy::cast_possible_truncation, reason = "a batch has 64 messages at most")]
+        theirs.notify(count as u32);
+        let ticket = self.ticket();
+        if (ticket ^ ticket.wrapping_sub(count as u64)) & !63 != 0 {
+            theirs.note_cpu();
+        }
+        if control.sleeps(self.side()).has_sleepers() {
+            self.pass_on();
+        }
+    }
+
+    #[cold]
+    fn pass_on(&self) {
+        if self.is_ready() {
+            self.control().sleeps(self.side()).notify(1);
+        }
+    }
+}
