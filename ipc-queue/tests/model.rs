@@ -51,14 +51,16 @@ fn ring(bounds: Bounds) -> Ring {
         pop_span,
         whole_batches: false,
         producers_free_tombs: true,
+        late_oracle: true,
         control: None,
     }
 }
 
-/// The ring in which only consumers free tombs.
-fn ring_with_patient_producers(bounds: Bounds) -> Ring {
+/// A ring with fewer steps: only consumers free tombs, and the oracle answers together with the look.
+fn plainer_ring(bounds: Bounds) -> Ring {
     Ring {
         producers_free_tombs: false,
+        late_oracle: false,
         ..ring(bounds)
     }
 }
@@ -116,44 +118,47 @@ fn broken(control: Control, bounds: Bounds) -> Ring {
 mod ring_is_sound {
     use super::*;
 
+    /// Explored once with four messages each, `[3, 2, 4, 2, 2, 2, 2]`: 6,581,808 states, sound.
     #[test]
     fn with_batches_of_two_in_three_slots_and_two_crashes() {
-        assert_sound(&ring([3, 2, 4, 2, 2, 2, 2]), 3_383_228);
+        assert_sound(&ring([3, 2, 3, 2, 2, 2, 2]), 994_534);
     }
 
     #[test]
     fn with_batches_of_three_in_four_slots() {
-        assert_sound(&ring([4, 2, 4, 2, 1, 3, 3]), 661_280);
+        assert_sound(&ring([4, 2, 4, 2, 1, 3, 3]), 1_067_340);
     }
 
     #[test]
     fn with_batches_of_two_in_four_slots_and_two_crashes() {
-        assert_sound(&ring([4, 2, 3, 2, 2, 2, 2]), 428_192);
+        assert_sound(&ring([4, 2, 3, 2, 2, 2, 2]), 724_036);
     }
 
     #[test]
     fn with_batches_of_two_in_two_slots_and_two_crashes() {
-        assert_sound(&ring([2, 2, 4, 2, 2, 2, 2]), 422_448);
+        assert_sound(&ring([2, 2, 4, 2, 2, 2, 2]), 854_748);
     }
 
     #[test]
     fn with_a_capacity_below_the_longest_batch() {
-        assert_sound(&ring([1, 2, 3, 2, 2, 2, 2]), 263_426);
+        assert_sound(&ring([1, 2, 3, 2, 2, 2, 2]), 991_586);
     }
 
+    /// Explored once with four messages each and one crash, `[2, 2, 4, 2, 1, 2, 1]`: 3,691,409 states, sound.
     #[test]
     fn with_batches_pushed_and_single_messages_popped() {
-        assert_sound(&ring([2, 2, 4, 2, 1, 2, 1]), 1_090_133);
+        assert_sound(&ring([2, 2, 3, 2, 2, 2, 1]), 1_035_432);
     }
 
+    /// Explored once with two crashes, `[2, 2, 3, 2, 2, 1, 2]`: 2,919,585 states, sound.
     #[test]
     fn with_single_messages_pushed_and_batches_popped() {
-        assert_sound(&ring([2, 2, 4, 2, 1, 1, 2]), 1_856_182);
+        assert_sound(&ring([2, 2, 3, 2, 1, 1, 2]), 1_832_054);
     }
 
     #[test]
     fn with_single_messages_and_two_crashes() {
-        assert_sound(&ring([2, 2, 3, 2, 2, 1, 1]), 489_989);
+        assert_sound(&ring([2, 2, 3, 2, 2, 1, 1]), 1_659_221);
     }
 
     #[test]
@@ -162,38 +167,37 @@ mod ring_is_sound {
             whole_batches: true,
             ..ring([2, 2, 4, 2, 1, 2, 2])
         };
-        assert_sound(&ring, 122_755);
+        assert_sound(&ring, 297_713);
     }
 
-    /// Without the producers' shortcut the ring is sound as well, as long as a consumer lives.
-    mod when_only_consumers_free_tombs {
+    mod with_fewer_steps {
         use super::*;
 
         #[test]
         fn with_batches_of_two_in_three_slots_and_two_crashes() {
-            assert_sound(&ring_with_patient_producers([3, 2, 4, 2, 2, 2, 2]), 3_281_156);
+            assert_sound(&plainer_ring([3, 2, 4, 2, 2, 2, 2]), 3_281_156);
         }
 
         #[test]
         fn with_batches_of_three_in_four_slots() {
-            assert_sound(&ring_with_patient_producers([4, 2, 4, 2, 1, 3, 3]), 641_494);
+            assert_sound(&plainer_ring([4, 2, 4, 2, 1, 3, 3]), 641_494);
         }
 
         #[test]
         fn with_batches_of_two_in_four_slots_and_two_crashes() {
-            assert_sound(&ring_with_patient_producers([4, 2, 3, 2, 2, 2, 2]), 424_510);
+            assert_sound(&plainer_ring([4, 2, 3, 2, 2, 2, 2]), 424_510);
         }
 
         #[test]
         fn with_a_capacity_below_the_longest_batch() {
-            assert_sound(&ring_with_patient_producers([1, 2, 3, 2, 2, 2, 2]), 226_788);
+            assert_sound(&plainer_ring([1, 2, 3, 2, 2, 2, 2]), 226_788);
         }
 
         #[test]
         fn with_batches_that_are_pushed_whole_or_not_at_all() {
             let ring = Ring {
                 whole_batches: true,
-                ..ring_with_patient_producers([2, 2, 4, 2, 1, 2, 2])
+                ..plainer_ring([2, 2, 4, 2, 1, 2, 2])
             };
             assert_sound(&ring, 114_247);
         }
@@ -241,6 +245,13 @@ mod ring_without {
         assert_breaks(&ring, "published over somebody else's");
         let ring = broken(Control::JumpIgnoresSpan, [2, 1, 4, 2, 0, 2, 2]);
         assert_breaks(&ring, "twice or out of order");
+    }
+
+    #[test]
+    fn a_second_look_after_the_oracle_buries_what_was_published() {
+        assert_wedges(&broken(Control::NoSecondLook, [2, 1, 3, 1, 1, 2, 1]));
+        let ring = broken(Control::NoSecondLook, [2, 1, 4, 2, 1, 2, 2]);
+        assert_breaks(&ring, "released over somebody else's");
     }
 
     #[test]
@@ -306,7 +317,7 @@ fn taking_back_a_slot_is_harmless_without_batch_claims() {
         control,
         ..ring([2, 1, 3, 2, 0, 1, 1])
     };
-    assert_sound(&ring, 736);
+    assert_sound(&ring, 1_683);
 }
 
 mod parking_protocol {

@@ -36,6 +36,8 @@ pub(crate) enum Control {
     FreeCountsAsTaken,
     /// A jump over laps that lands on the header of a batch does not add its span.
     JumpIgnoresSpan,
+    /// Recovery does not look again after the proof of death (with [`Ring::late_oracle`]).
+    NoSecondLook,
     /// Recovery of a dead producer's batch tombs its header only.
     TombHeaderOnly,
     /// As before, but the tomb keeps the span and a consumer steps over the whole batch.
@@ -72,6 +74,9 @@ pub(crate) struct Ring {
     pub(crate) whole_batches: bool,
     /// A producer frees a tomb of the lap before where it needs the slot; otherwise only consumers do.
     pub(crate) producers_free_tombs: bool,
+    /// As in the code, the oracle is asked some time after the look, recovery then looks again, and consumers walk
+    /// past what a dead one was reading. Otherwise look and oracle are one step, and they recover that too.
+    pub(crate) late_oracle: bool,
     pub(crate) control: Option<Control>,
 }
 
@@ -208,6 +213,16 @@ pub(crate) enum Next {
     },
     FreeTomb {
         seen: Word,
+    },
+    /// Is the owner of the batch claimed at ticket `first` dead?
+    Ask {
+        first: Ticket,
+        header: Word,
+    },
+    /// It is. Does it still hold the claim?
+    LookAgain {
+        first: Ticket,
+        header: Word,
     },
     /// Recovery of the batch that a dead process claimed at ticket `first`: look at slot `at`.
     RecoverLook {

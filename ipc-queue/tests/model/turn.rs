@@ -73,6 +73,8 @@ impl Turn<'_> {
             Next::Release { count, at } => self.release(ticket, count, at),
             Next::ReleaseHeader { count } => self.release_header(ticket, count),
             Next::FreeTomb { seen } => self.free_tomb(ticket, seen),
+            Next::Ask { first, header } => self.ask(first, header),
+            Next::LookAgain { first, header } => self.look_again(first, header),
             Next::RecoverLook { first, header, at } => self.recover_look(first, header, at),
             Next::RecoverSwap {
                 first,
@@ -109,8 +111,8 @@ impl Turn<'_> {
             self.participant().ticket = self.producer_skip(ticket, word);
             return self.then(Next::Look);
         }
-        if word.is_claimed() && self.is_dead(word.owner) {
-            return self.recover(ticket, word);
+        if self.may_recover(word) {
+            return self.meet_claim(ticket, word);
         }
         if self.ring.producers_free_tombs {
             if word.state == Tomb && !self.has(Control::TombsCountAsFull) {
@@ -260,8 +262,9 @@ impl Turn<'_> {
         if word.is(lap, Tomb) {
             return self.then(Next::FreeTomb { seen: word });
         }
-        if word.is_claimed() && word.lap <= lap && self.is_dead(word.owner) {
-            return self.recover(ticket, word);
+        let walks_past = self.ring.late_oracle && word.is(lap, Reading);
+        if word.lap <= lap && !walks_past && self.may_recover(word) {
+            return self.meet_claim(ticket, word);
         }
         if word.lap > lap || word.is(lap, Reading) {
             self.participant().ticket = self.consumer_skip(ticket, word);
@@ -419,13 +422,41 @@ impl Turn<'_> {
         self.then(Next::Look)
     }
 
-    /// The owner of the word seen at `ticket` is dead. The word may belong to the lap before.
-    fn recover(self, ticket: Ticket, header: Word) -> Stepped {
-        if self.has(Control::NoRecovery) {
-            return Ok(None);
-        }
+    /// Whether to think about recovery after a look at `word`.
+    fn may_recover(&self, word: Word) -> bool {
+        word.is_claimed() && (self.ring.late_oracle || self.is_dead(word.owner))
+    }
+
+    /// The word seen at `ticket` is claimed. It may belong to the lap before.
+    fn meet_claim(self, ticket: Ticket, header: Word) -> Stepped {
         let slot = ticket % self.ring.capacity;
         let first = header.lap * self.ring.capacity + slot;
+        match self.ring.late_oracle {
+            true => self.then(Next::Ask { first, header }),
+            false => self.recover(first, header),
+        }
+    }
+
+    fn ask(self, first: Ticket, header: Word) -> Stepped {
+        match self.is_dead(header.owner) {
+            true if self.has(Control::NoSecondLook) => self.recover(first, header),
+            true => self.then(Next::LookAgain { first, header }),
+            false => self.then(Next::Look),
+        }
+    }
+
+    fn look_again(self, first: Ticket, header: Word) -> Stepped {
+        match self.word(first) == header {
+            true => self.recover(first, header),
+            false => self.then(Next::Look),
+        }
+    }
+
+    /// The owner of the batch claimed at ticket `first` is dead.
+    fn recover(self, first: Ticket, header: Word) -> Stepped {
+        if self.has(Control::NoRecovery) {
+            return self.then(Next::Look);
+        }
         let is_header_only = header.span == 1
             || match header.state {
                 Writing => self.has(Control::TombHeaderOnly) || self.has(Control::TombKeepsSpan),
