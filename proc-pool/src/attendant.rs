@@ -51,7 +51,7 @@ impl Tail {
     }
 
     /// Forwards what lies in the pipe; `false` at its end.
-    fn drain(&self) -> bool {
+    pub(crate) fn drain(&self) -> bool {
         let mut last = self.last.lock();
         let mut buffer = [0; 8 << 10];
         let mut turn = 0;

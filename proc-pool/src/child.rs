@@ -305,6 +305,12 @@ impl Child {
         }
     }
 
+    /// Forwards what the child wrote to stderr and nobody has forwarded yet. Call it after its end, so that its last
+    /// words come before whatever this process does next.
+    pub(crate) fn flush_stderr(&self) {
+        self.tail.drain();
+    }
+
     /// SIGKILL that we did not send, while the kernel's count of out-of-memory kills went up.
     fn was_oom_kill(&self, status: ExitStatus) -> bool {
         status.signal() == Some(Signal::KILL.as_raw())

@@ -97,7 +97,8 @@ enum Outcome {
     },
     Returned {
         bytes: Arc<[u8]>,
-        handles: Vec<OwnedFd>,
+        /// The descriptors of the handles inside; `None` once somebody got them.
+        handles: Option<Vec<OwnedFd>>,
     },
     Failed(TaskError),
 }
@@ -137,6 +138,26 @@ impl<R> Process<R> {
     ///
     /// `is_not_initialised` without [`init`](crate::init); `is_too_deep`; `is_foreign_function`; `is_handshake` for a
     /// child that does not become ready within ten seconds; a codec error of the argument; the system's errors.
+    ///
+    /// # Examples
+    ///
+    /// What the function needs goes into its argument. A closure that captures does not compile:
+    ///
+    /// ```compile_fail
+    /// # use proc_pool::Process;
+    /// # proc_pool::init();
+    /// let factor = 3;
+    /// let child = Process::spawn(move |x: u64| x * factor, 12);
+    /// ```
+    ///
+    /// ```
+    /// # use proc_pool::Process;
+    /// # proc_pool::init();
+    /// let factor = 3;
+    /// let child = Process::spawn(|(x, factor): (u64, u64)| x * factor, (12, factor))?;
+    /// assert_eq!(child.join()?, 36);
+    /// # Ok::<(), proc_pool::Error>(())
+    /// ```
     pub fn spawn<F, A>(function: F, argument: A) -> Result<Process<R>>
     where
         F: Fn(A) -> R + Copy + Send + Sync + 'static,
@@ -248,10 +269,19 @@ impl<R: DeserializeOwned> Process<R> {
                         continue;
                     }
                     Outcome::Pending { listen } => *listen,
-                    Outcome::Failed(error) if ended => return Err(error.clone()),
+                    Outcome::Failed(error) if ended => {
+                        self.child.flush_stderr();
+                        return Err(error.clone());
+                    }
                     Outcome::Returned { bytes, handles } if ended => {
-                        let (bytes, handles) = (Arc::clone(bytes), std::mem::take(handles));
+                        let bytes = Arc::clone(bytes);
+                        // A result without handles can be decoded again and again.
+                        let handles = match handles {
+                            Some(none) if none.is_empty() => Some(Vec::new()),
+                            some => some.take(),
+                        };
                         drop(outcome);
+                        self.child.flush_stderr();
                         return Self::decode(&bytes, handles).map(Some);
                     }
                     Outcome::Failed(_) | Outcome::Returned { .. } => false,
@@ -276,7 +306,7 @@ impl<R: DeserializeOwned> Process<R> {
                 match Payload::unpack(result, descriptors) {
                     Ok(Payload { bytes, descriptors }) => Outcome::Returned {
                         bytes: bytes.into(),
-                        handles: descriptors,
+                        handles: Some(descriptors),
                     },
                     Err(error) => Outcome::Failed(error),
                 }
@@ -289,7 +319,10 @@ impl<R: DeserializeOwned> Process<R> {
         };
     }
 
-    fn decode(bytes: &[u8], handles: Vec<OwnedFd>) -> std::result::Result<R, TaskError> {
+    fn decode(bytes: &[u8], handles: Option<Vec<OwnedFd>>) -> std::result::Result<R, TaskError> {
+        let handles = handles.ok_or_else(|| {
+            TaskError::unavailable("the result carried handles, and an earlier join was given them")
+        })?;
         let _session = ReceiveSession::begin(handles);
         payload::decode(bytes, "the result")
     }
