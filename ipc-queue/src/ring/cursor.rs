@@ -25,7 +25,8 @@ impl Cursor {
     #[inline(always)]
     pub fn ticket(&self) -> u64 {
         // SYNC cursor: pairs with `set`. A thread that inherits a ticket inherits what its finder saw of the slots
-        // before it; otherwise it could find the interior of a batch unpublished behind a header that is taken.
+        // before it: the ticket may lie in the interior of a published batch, and only the header was published
+        // with Release.
         self.0.load(ordering("ring.cursor.load", Acquire))
     }
 

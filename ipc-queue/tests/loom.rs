@@ -1,0 +1,628 @@
+//! Models of the ring and of parking on it: every interleaving and every stale read that the memory model allows,
+//! within the preemption bound, on the real code.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test --profile loom -p ipc-queue --test loom`
+//!
+//! A process that dies is a thread that stops between two steps and then raises a flag: the proof of death. Whoever
+//! repairs what it left has seen the flag.
+#![cfg(loom)]
+
+use ipc_queue::ring::{Claim, Cursor, Layout, Memory, ORDERINGS, PopError, PushError, Ring, Step};
+use shm_core::sync::Ordering::{Acquire, Relaxed, Release};
+use shm_core::sync::{Arc, AtomicBool, AtomicU32, UnsafeCell, thread, weakened};
+use shm_core::wait::{Pace, WaitLine};
+
+/// Explores `body`, with at most two preemptions unless the environment says otherwise.
+fn explore(body: fn()) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound.get_or_insert(2);
+    builder.check(body);
+}
+
+/// A ring of 64-bit messages, and a flag for each participant that has died.
+struct World {
+    memory: Memory,
+    dead: [AtomicBool; 4],
+    /// Messages that recoveries reported as lost.
+    lost: AtomicU32,
+}
+
+impl World {
+    fn new(capacity: usize) -> Arc<World> {
+        Arc::new(World {
+            memory: Memory::new(Layout::new(capacity, 8).unwrap()),
+            dead: std::array::from_fn(|_| AtomicBool::new(false)),
+            lost: AtomicU32::new(0),
+        })
+    }
+
+    fn ring(&self) -> Ring<'_> {
+        self.memory.ring()
+    }
+
+    fn die(&self, me: u16) {
+        self.dead[usize::from(me)].store(true, Release);
+    }
+
+    fn is_dead(&self, participant: u16) -> bool {
+        self.dead[usize::from(participant)].load(Acquire)
+    }
+
+    fn recover_if_dead(&self, claim: Claim) {
+        if self.is_dead(claim.owner()) {
+            let lost = self.ring().recover(claim) as u32;
+            self.lost.fetch_add(lost, Relaxed);
+        } else {
+            thread::yield_now();
+        }
+    }
+
+    /// Pushes, repairing what stands in the way.
+    fn push(&self, cursor: &Cursor, me: u16, message: u64) {
+        loop {
+            match self.ring().try_push(cursor, me, |slot| put(slot, message)) {
+                Ok(_) => return,
+                Err(PushError::Claimed(claim)) => self.recover_if_dead(claim),
+                Err(PushError::Full) => thread::yield_now(),
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    fn try_pop(&self, cursor: &Cursor, me: u16) -> Result<u64, PopError> {
+        self.ring().try_pop(cursor, me, get)
+    }
+
+    /// Pops, repairing what stands in the way.
+    fn pop(&self, cursor: &Cursor, me: u16) -> u64 {
+        loop {
+            match self.try_pop(cursor, me) {
+                Ok(message) => return message,
+                Err(PopError::Claimed(claim)) => self.recover_if_dead(claim),
+                Err(PopError::Empty) => thread::yield_now(),
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// Pops a batch of what is there.
+    fn pop_batch(&self, cursor: &Cursor, me: u16, max: usize) -> Vec<u64> {
+        let mut got = Vec::new();
+        let _ = self
+            .ring()
+            .try_pop_batch(cursor, me, max, |_, slot| got.push(get(slot)));
+        got
+    }
+}
+
+fn put(slot: *mut u8, message: u64) {
+    // SAFETY: a slot of these rings has 8 bytes, aligned.
+    unsafe { slot.cast::<u64>().write(message) }
+}
+
+fn get(slot: *const u8) -> u64 {
+    // SAFETY: as in `put`.
+    unsafe { slot.cast::<u64>().read() }
+}
+
+fn spawn(world: &Arc<World>, body: impl FnOnce(&World) + 'static) -> loom::thread::JoinHandle<()> {
+    let world = world.clone();
+    loom::thread::spawn(move || body(&world))
+}
+
+// ---- normal life
+
+fn one_producer_one_consumer_in_order() {
+    let world = World::new(1);
+    let producer = spawn(&world, |w| {
+        let cursor = Cursor::new();
+        w.push(&cursor, 1, 10);
+        w.push(&cursor, 1, 11);
+    });
+    let cursor = Cursor::new();
+    assert_eq!(world.pop(&cursor, 2), 10);
+    assert_eq!(world.pop(&cursor, 2), 11);
+    assert_eq!(world.try_pop(&cursor, 2), Err(PopError::Empty));
+    producer.join().unwrap();
+}
+
+fn two_producers_one_consumer() {
+    let world = World::new(2);
+    let other = spawn(&world, |w| {
+        w.push(&Cursor::new(), 1, 10);
+    });
+    let another = spawn(&world, |w| {
+        w.push(&Cursor::new(), 2, 20);
+    });
+    let cursor = Cursor::new();
+    let mut got = [world.pop(&cursor, 3), world.pop(&cursor, 3)];
+    got.sort();
+    assert_eq!(got, [10, 20]);
+    other.join().unwrap();
+    another.join().unwrap();
+}
+
+fn one_producer_two_consumers() {
+    let world = World::new(2);
+    let pushed = Cursor::new();
+    world.push(&pushed, 1, 0);
+    let taken = Arc::new(AtomicU32::new(0));
+    let take = |taken: &AtomicU32, message: u64| {
+        assert_eq!(taken.fetch_or(1 << message, Relaxed) & 1 << message, 0, "twice");
+    };
+    let consumers = [2, 3].map(|me| {
+        let taken = taken.clone();
+        spawn(&world, move |w| {
+            if let Ok(message) = w.try_pop(&Cursor::new(), me) {
+                take(&taken, message);
+            }
+        })
+    });
+    world.push(&pushed, 1, 1);
+    for consumer in consumers {
+        consumer.join().unwrap();
+    }
+    let cursor = Cursor::new();
+    while let Ok(message) = world.try_pop(&cursor, 1) {
+        take(&taken, message);
+    }
+    assert_eq!(taken.load(Relaxed), 0b11);
+}
+
+/// A batch taken at once whose messages came from two producers.
+fn a_batch_of_two_producers_messages() {
+    let world = World::new(2);
+    let producers = [1, 2].map(|me| {
+        spawn(&world, move |w| {
+            w.push(&Cursor::new(), me, u64::from(me));
+        })
+    });
+    let cursor = Cursor::new();
+    let mut got = Vec::new();
+    while got.len() < 2 {
+        got.extend(world.pop_batch(&cursor, 3, 2));
+        thread::yield_now();
+    }
+    got.sort();
+    assert_eq!(got, [1, 2]);
+    for producer in producers {
+        producer.join().unwrap();
+    }
+}
+
+/// A batch pushed into slots that two consumers have freed.
+fn a_batch_into_slots_of_two_consumers() {
+    let world = World::new(2);
+    let pushed = Cursor::new();
+    world.push(&pushed, 1, 10);
+    world.push(&pushed, 1, 11);
+    let consumers = [2, 3].map(|me| {
+        spawn(&world, move |w| {
+            assert!((10..=11).contains(&w.pop(&Cursor::new(), me)));
+        })
+    });
+    let mut next = 20;
+    while next < 22 {
+        let write = |i, slot| put(slot, next + i as u64);
+        if let Ok((_, count)) = world.ring().try_push_batch(&pushed, 1, 22 - next as usize, write) {
+            next += count as u64;
+        }
+        thread::yield_now();
+    }
+    for consumer in consumers {
+        consumer.join().unwrap();
+    }
+    let popped = Cursor::new();
+    assert_eq!([world.pop(&popped, 1), world.pop(&popped, 1)], [20, 21]);
+}
+
+/// A batch against single messages from another producer: it stays together.
+fn a_batch_stays_together() {
+    let world = World::new(3);
+    let single = spawn(&world, |w| {
+        w.push(&Cursor::new(), 1, 9);
+    });
+    let batch = spawn(&world, |w| {
+        let pushed = w
+            .ring()
+            .try_push_batch(&Cursor::new(), 2, 2, |i, slot| put(slot, i as u64));
+        assert!(matches!(pushed, Ok((_, 2))), "{pushed:?}");
+    });
+    let cursor = Cursor::new();
+    let got = [0; 3].map(|_| world.pop(&cursor, 3));
+    assert!(got == [9, 0, 1] || got == [0, 1, 9], "{got:?}");
+    single.join().unwrap();
+    batch.join().unwrap();
+}
+
+/// Two threads that share a cursor: whoever inherits a ticket finds what lies behind it.
+fn a_shared_cursor_inherits_what_was_seen() {
+    let world = World::new(2);
+    let cursor = Arc::new(Cursor::new());
+    let other = spawn(&world, {
+        let cursor = cursor.clone();
+        move |w| {
+            let pushed = w
+                .ring()
+                .try_push_batch(&Cursor::new(), 1, 2, |i, slot| put(slot, i as u64));
+            assert_eq!(pushed, Ok((0, 2)));
+            assert_eq!(w.try_pop(&cursor, 2), Ok(0));
+        }
+    });
+    while cursor.ticket() == 0 {
+        thread::yield_now();
+    }
+    // Ticket 1 was published before ticket 0 was, and that is taken.
+    assert_eq!(world.try_pop(&cursor, 3), Ok(1));
+    other.join().unwrap();
+}
+
+/// Whoever knows that a message was released knows what its reader did.
+fn a_released_message_was_read() {
+    let world = World::new(1);
+    let noted = Arc::new(UnsafeCell::new(0));
+    let pushed = Cursor::new();
+    world.push(&pushed, 1, 5);
+    let consumer = spawn(&world, {
+        let noted = noted.clone();
+        move |w| {
+            let popped = w.ring().try_pop(&Cursor::new(), 2, |slot| {
+                // SAFETY: read below only after the release; loom checks that.
+                noted.with_mut(|n| unsafe { *n = get(slot) });
+            });
+            assert_eq!(popped, Ok(()));
+        }
+    });
+    while !world.ring().is_released(0) {
+        thread::yield_now();
+    }
+    // SAFETY: written before the release.
+    assert_eq!(noted.with(|n| unsafe { *n }), 5);
+    consumer.join().unwrap();
+}
+
+// ---- death
+
+/// A producer dies in a batch of two, at `step`; another producer and a consumer go on.
+fn producer_death(step: Step) {
+    let world = World::new(3);
+    let victim = spawn(&world, move |w| {
+        let write = |i, slot| put(slot, 100 + i as u64);
+        let claimed = w.ring().abandon_push(&Cursor::new(), 1, 2, write, step);
+        assert!(claimed.is_ok());
+        w.die(1);
+    });
+    let survivor = spawn(&world, |w| {
+        w.push(&Cursor::new(), 2, 7);
+    });
+    // All or nothing, and here nothing: the victim never reached its header.
+    let cursor = Cursor::new();
+    assert_eq!(world.pop(&cursor, 3), 7);
+    victim.join().unwrap();
+    survivor.join().unwrap();
+    match world.try_pop(&cursor, 3) {
+        Err(PopError::Claimed(claim)) => world.recover_if_dead(claim),
+        other => assert_eq!(other, Err(PopError::Empty)),
+    }
+    assert_eq!(world.try_pop(&cursor, 3), Err(PopError::Empty));
+    // The ring is whole again: three more messages fit.
+    let pushed = Cursor::new();
+    for message in 0..3 {
+        world.push(&pushed, 2, message);
+    }
+    for message in 0..3 {
+        assert_eq!(world.pop(&cursor, 3), message);
+    }
+    assert_eq!(world.lost.load(Relaxed), 0);
+}
+
+fn a_producer_dies_with_its_claim() {
+    producer_death(Step::Claimed);
+}
+
+fn a_producer_dies_before_it_publishes() {
+    producer_death(Step::Interior(0));
+}
+
+fn a_producer_dies_with_the_interior_published() {
+    producer_death(Step::Interior(1));
+}
+
+/// A consumer dies in a batch of two, at `step`; a producer needs the slots and another consumer goes on.
+fn consumer_death(step: Step) {
+    let world = World::new(2);
+    let pushed = Cursor::new();
+    world.push(&pushed, 1, 0);
+    world.push(&pushed, 1, 1);
+    let victim = spawn(&world, move |w| {
+        let read = |i, slot| assert_eq!(get(slot), i as u64);
+        assert_eq!(w.ring().abandon_pop(&Cursor::new(), 2, 2, read, step), Ok(2));
+        w.die(2);
+    });
+    while !world.is_dead(2) {
+        thread::yield_now();
+    }
+    let survivor = spawn(&world, |w| {
+        let cursor = Cursor::new();
+        assert_eq!([w.pop(&cursor, 3), w.pop(&cursor, 3)], [20, 21]);
+    });
+    world.push(&pushed, 1, 20);
+    world.push(&pushed, 1, 21);
+    victim.join().unwrap();
+    survivor.join().unwrap();
+    // What the victim had claimed is lost, all of it and nothing else, and it is counted once.
+    assert_eq!(world.lost.load(Relaxed), 2);
+}
+
+fn a_consumer_dies_with_its_claim() {
+    consumer_death(Step::Claimed);
+}
+
+fn a_consumer_dies_before_it_frees() {
+    consumer_death(Step::Interior(0));
+}
+
+fn a_consumer_dies_with_the_interior_freed() {
+    consumer_death(Step::Interior(1));
+}
+
+/// A consumer dies while it reads; a sweep repairs, and a producer that knows nothing of it writes into the slot.
+fn a_sweep_hands_the_slot_of_a_dead_reader_on() {
+    let world = World::new(1);
+    let pushed = Cursor::new();
+    world.push(&pushed, 1, 0);
+    let victim = spawn(&world, |w| {
+        let read = |_, slot| assert_eq!(get(slot), 0);
+        let claimed = w
+            .ring()
+            .abandon_pop(&Cursor::new(), 2, 1, read, Step::Interior(0));
+        assert_eq!(claimed, Ok(1));
+    });
+    let sweeper = spawn(&world, |w| {
+        victim.join().unwrap();
+        assert_eq!(w.ring().recover_owner(2), 1);
+    });
+    while world.ring().try_push(&pushed, 1, |slot| put(slot, 1)).is_err() {
+        thread::yield_now();
+    }
+    sweeper.join().unwrap();
+}
+
+/// Two participants repair the same batch while a third walks over it.
+fn two_recover_at_once() {
+    let world = World::new(2);
+    let pushed = Cursor::new();
+    let write = |i, slot| put(slot, 100 + i as u64);
+    world
+        .ring()
+        .abandon_push(&pushed, 1, 2, write, Step::Interior(1))
+        .unwrap();
+    let helper = spawn(&world, |w| assert_eq!(w.ring().recover_owner(1), 0));
+    let producer = spawn(&world, |w| {
+        let cursor = Cursor::new();
+        match w.ring().try_push(&cursor, 2, |slot| put(slot, 7)) {
+            Ok(ticket) => assert_eq!(ticket, 2),
+            Err(PushError::Claimed(claim)) => _ = w.ring().recover(claim),
+            Err(error) => assert_eq!(error, PushError::Full),
+        }
+    });
+    let cursor = Cursor::new();
+    match world.try_pop(&cursor, 3) {
+        Ok(message) => assert_eq!(message, 7),
+        Err(PopError::Claimed(claim)) if claim.owner() == 1 => assert_eq!(world.ring().recover(claim), 0),
+        Err(PopError::Claimed(claim)) => assert_eq!(claim.owner(), 2),
+        Err(error) => assert_eq!(error, PopError::Empty),
+    }
+    helper.join().unwrap();
+    producer.join().unwrap();
+}
+
+/// A claim is read, its producer finishes the batch and only then dies: the batch stands.
+fn a_batch_finished_before_the_death_is_delivered() {
+    let world = World::new(2);
+    let victim = spawn(&world, |w| {
+        let pushed = w
+            .ring()
+            .try_push_batch(&Cursor::new(), 1, 2, |i, slot| put(slot, i as u64));
+        assert_eq!(pushed, Ok((0, 2)));
+        w.die(1);
+    });
+    let cursor = Cursor::new();
+    let seen = world.try_pop(&cursor, 2);
+    victim.join().unwrap();
+    let mut left = match seen {
+        Ok(0) => vec![1],
+        Err(PopError::Claimed(claim)) => {
+            assert_eq!(world.ring().recover(claim), 0);
+            vec![0, 1]
+        }
+        other => {
+            assert_eq!(other, Err(PopError::Empty));
+            vec![0, 1]
+        }
+    };
+    while let Ok(message) = world.try_pop(&cursor, 2) {
+        assert_eq!(message, left.remove(0));
+    }
+    assert_eq!(left, []);
+}
+
+// ---- parking
+
+/// A ring with a line on which its consumers sleep.
+struct Parked {
+    world: Arc<World>,
+    not_empty: WaitLine,
+    closed: AtomicBool,
+}
+
+impl Parked {
+    fn new(capacity: usize) -> Arc<Parked> {
+        Arc::new(Parked {
+            world: World::new(capacity),
+            not_empty: WaitLine::new(),
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    fn send(&self, cursor: &Cursor, message: u64) {
+        self.world.push(cursor, 1, message);
+        self.not_empty.notify(1);
+    }
+
+    /// Takes a message, or `None` once the ring is closed and empty. Sleeps without a deadline: a wake-up that is
+    /// lost is a deadlock.
+    fn recv(&self, me: u16) -> Option<u64> {
+        let cursor = Cursor::new();
+        let attempt = || match self.world.try_pop(&cursor, me) {
+            Ok(message) => Some(Some(message)),
+            Err(_) => self.closed.load(Acquire).then_some(None),
+        };
+        let taken = self
+            .not_empty
+            .wait(&Pace::new(), cursor.ticket(), None, attempt, || None)
+            .expect("no deadline");
+        if self.not_empty.has_sleepers() && self.world.ring().is_ready(&cursor) {
+            self.not_empty.notify(1);
+        }
+        taken
+    }
+}
+
+fn park(parked: &Arc<Parked>, me: u16) -> loom::thread::JoinHandle<Option<u64>> {
+    let parked = parked.clone();
+    loom::thread::spawn(move || parked.recv(me))
+}
+
+fn a_sleeper_is_woken() {
+    let parked = Parked::new(1);
+    let consumer = park(&parked, 2);
+    parked.send(&Cursor::new(), 5);
+    assert_eq!(consumer.join().unwrap(), Some(5));
+}
+
+fn two_sleepers_are_woken_by_two_messages() {
+    let parked = Parked::new(2);
+    let consumers = [2, 3].map(|me| park(&parked, me));
+    let cursor = Cursor::new();
+    parked.send(&cursor, 5);
+    parked.send(&cursor, 6);
+    let got = consumers.map(|c| c.join().unwrap());
+    assert!(got == [Some(5), Some(6)] || got == [Some(6), Some(5)], "{got:?}");
+}
+
+fn closing_wakes_every_sleeper() {
+    let parked = Parked::new(1);
+    let consumers = [2, 3].map(|me| park(&parked, me));
+    parked.closed.store(true, Release);
+    parked.not_empty.notify_all();
+    assert_eq!(consumers.map(|c| c.join().unwrap()), [None, None]);
+}
+
+macro_rules! models {
+    ($($name:ident)*) => {
+        /// Each model under its own name.
+        mod model {
+            $(
+                #[test]
+                fn $name() {
+                    super::explore(super::$name);
+                }
+            )*
+        }
+    };
+}
+
+models! {
+    one_producer_one_consumer_in_order
+    two_producers_one_consumer
+    one_producer_two_consumers
+    a_batch_of_two_producers_messages
+    a_batch_into_slots_of_two_consumers
+    a_batch_stays_together
+    a_shared_cursor_inherits_what_was_seen
+    a_released_message_was_read
+    a_producer_dies_with_its_claim
+    a_producer_dies_before_it_publishes
+    a_producer_dies_with_the_interior_published
+    a_consumer_dies_with_its_claim
+    a_consumer_dies_before_it_frees
+    a_consumer_dies_with_the_interior_freed
+    a_sweep_hands_the_slot_of_a_dead_reader_on
+    two_recover_at_once
+    a_batch_finished_before_the_death_is_delivered
+    a_sleeper_is_woken
+    two_sleepers_are_woken_by_two_messages
+    closing_wakes_every_sleeper
+}
+
+/// Which model notices which weakened ordering, and as what.
+const CONTROLS: &[(&str, fn(), &str)] = &[
+    ("ring.push.look", one_producer_one_consumer_in_order, RACE),
+    ("ring.push.interior", a_batch_into_slots_of_two_consumers, RACE),
+    ("ring.push.publish", one_producer_one_consumer_in_order, RACE),
+    ("ring.pop.look", one_producer_one_consumer_in_order, RACE),
+    ("ring.pop.interior", a_batch_of_two_producers_messages, RACE),
+    ("ring.pop.release", one_producer_one_consumer_in_order, RACE),
+    (
+        "ring.recover.header",
+        a_sweep_hands_the_slot_of_a_dead_reader_on,
+        RACE,
+    ),
+    ("ring.released", a_released_message_was_read, RACE),
+    ("ring.cursor.load", a_shared_cursor_inherits_what_was_seen, RACE),
+    ("ring.cursor.store", a_shared_cursor_inherits_what_was_seen, RACE),
+    ("light_fence", a_sleeper_is_woken, STUCK),
+    ("heavy_fence", a_sleeper_is_woken, STUCK),
+];
+
+/// Loom's words for a payload that two use at once, and for a sleeper that nobody wakes.
+const RACE: &str = "Causality violation";
+const STUCK: &str = "deadlock";
+
+/// The ordering that [`control`] weakens, if it is run by the test below.
+const WEAKEN: &str = "RING_MODEL_WEAKEN";
+
+/// A deadlock in a model aborts the process, so each control has one of its own.
+#[test]
+fn each_weakened_ordering_is_caught() {
+    for name in ORDERINGS {
+        assert!(
+            CONTROLS.iter().any(|(control, ..)| control == name),
+            "no control for {name}"
+        );
+    }
+    for (name, _, symptom) in CONTROLS {
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "control", "--nocapture"])
+            .env(WEAKEN, name)
+            .env("RUST_BACKTRACE", "0")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&child.stderr);
+        assert!(
+            !child.status.success(),
+            "no model notices that {name} is weakened"
+        );
+        assert!(
+            text.contains(symptom),
+            "{name} weakened: {symptom} expected, got {text}"
+        );
+    }
+}
+
+/// One control; nothing unless the test above says which.
+#[test]
+fn control() {
+    let Ok(weak) = std::env::var(WEAKEN) else { return };
+    std::thread::spawn(|| {
+        std::thread::sleep(std::time::Duration::from_secs(120));
+        eprintln!("the watchdog barks");
+        std::process::exit(86);
+    });
+    let (name, model, _) = CONTROLS
+        .iter()
+        .find(|(name, ..)| *name == weak)
+        .expect("a control of that name");
+    weakened(name, || explore(*model));
+}
