@@ -1,1 +1,189 @@
-fn main() {}
+//! Measures this workspace against its rivals, alternately in one run, with checked data.
+//!
+//! ```text
+//! cargo run --release --manifest-path bench/Cargo.toml -- NAME [--json] [--reps N] [--only VARIANT,..]
+//! ```
+//!
+//! `NAME` is `queue`, `latency`, `pool`, `all`, or `smoke` (everything tiny: does it all run and check out?).
+//! A full run writes its tables into `bench/RESULTS.md`.
+#![deny(unsafe_code)]
+
+mod child;
+mod clock;
+mod facts;
+mod latency;
+mod pin;
+mod pool;
+mod python;
+mod queue;
+mod report;
+mod run;
+mod watchdog;
+
+use facts::Facts;
+use run::{Case, Effort, OURS, Outcome};
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+const USAGE: &str = "usage: bench queue|latency|pool|all|smoke [--json] [--reps N] [--only VARIANT,..]
+
+--json   prints the results as JSON instead of tables
+--reps   rounds per case (default 5)
+--only   just these variants beside ours, and no file of results";
+
+type Bench = (&'static str, fn() -> Vec<Case>);
+
+const BENCHES: &[Bench] = &[
+    ("queue", queue::cases),
+    ("latency", latency::cases),
+    ("pool", pool::cases),
+];
+
+struct Options {
+    name: String,
+    json: bool,
+    reps: usize,
+    only: Option<Vec<String>>,
+}
+
+fn options() -> Result<Options, String> {
+    let mut options = Options {
+        name: String::new(),
+        json: false,
+        reps: 5,
+        only: None,
+    };
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--json" => options.json = true,
+            "--reps" => {
+                let value = args.next().ok_or("--reps needs a number")?;
+                options.reps = value
+                    .parse()
+                    .map_err(|_| format!("--reps needs a number, not {value}"))?;
+                if options.reps == 0 {
+                    return Err("--reps 0 measures nothing".into());
+                }
+            }
+            "--only" => {
+                let value = args.next().ok_or("--only needs names of variants")?;
+                options.only = Some(value.split(',').map(str::to_owned).collect());
+            }
+            name if !name.starts_with('-') && options.name.is_empty() => options.name = name.to_owned(),
+            other => return Err(format!("unknown argument {other}")),
+        }
+    }
+    let known =
+        |name: &str| BENCHES.iter().any(|(bench, _)| *bench == name) || name == "all" || name == "smoke";
+    if known(&options.name) {
+        Ok(options)
+    } else {
+        Err(format!("unknown bench {:?}", options.name))
+    }
+}
+
+fn main() -> ExitCode {
+    pin::init();
+    pin::as_worker();
+    procspawn::init();
+    child::run_if_child(&[queue::ROLES, latency::ROLES, pool::ROLES].concat());
+    let options = match options() {
+        Ok(options) => options,
+        Err(error) => {
+            eprintln!("{error}\n\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    watchdog::start();
+    match bench(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\n{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench(options: &Options) -> Result<(), String> {
+    let smoke = options.name == "smoke";
+    let effort = if smoke {
+        Effort {
+            rounds: 1,
+            target: Duration::ZERO,
+            smoke,
+        }
+    } else {
+        Effort {
+            rounds: options.reps,
+            target: Duration::from_millis(150),
+            smoke,
+        }
+    };
+    let mut all = Vec::new();
+    let facts = Facts::collect();
+    for (name, cases) in BENCHES {
+        if options.name != *name && options.name != "all" && !smoke {
+            continue;
+        }
+        let facts = Facts::collect();
+        let mut outcomes = Vec::new();
+        for mut case in cases() {
+            if let Some(only) = &options.only {
+                case.variants
+                    .retain(|v| v.name == OURS || only.iter().any(|name| name == v.name));
+            }
+            outcomes.push(run::run(case, effort, progress)?);
+        }
+        progress("");
+        let tables = report::tables(&outcomes);
+        let ratios = report::ratio_lines(&report::ratios(&outcomes));
+        if !options.json {
+            print!("## {name}\n\n{}\n\n{tables}{ratios}\n", facts.line());
+        }
+        if !smoke && options.only.is_none() {
+            write_results(name, &facts, options.reps, &tables, &ratios)?;
+        }
+        all.extend(outcomes);
+    }
+    if options.json {
+        println!("{:#}", report::as_json(&facts, &all, &report::ratios(&all)));
+    }
+    check(&all, smoke)
+}
+
+/// Every row has a number or a reason.
+fn check(outcomes: &[Outcome], smoke: bool) -> Result<(), String> {
+    for outcome in outcomes {
+        for row in &outcome.rows {
+            if row.skipped.is_none() && row.cells.iter().all(|cell| cell.values.is_empty()) {
+                return Err(format!("{} {} has no number", outcome.title, row.variant));
+            }
+        }
+    }
+    if smoke {
+        println!("smoke: {} cases ran, all data was right", outcomes.len());
+    }
+    Ok(())
+}
+
+fn write_results(name: &str, facts: &Facts, reps: usize, tables: &str, ratios: &str) -> Result<(), String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("RESULTS.md");
+    let command = format!("cargo run --release --manifest-path bench/Cargo.toml -- {name} --reps {reps}");
+    let body = format!(
+        "`{command}`\n\n{}\n\n{tables}```text\n{ratios}```\n",
+        facts.line()
+    );
+    report::write_section(&path, name, &body).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// Shows on a terminal what runs just now.
+fn progress(label: &str) {
+    let mut stderr = std::io::stderr();
+    if stderr.is_terminal() {
+        let _ = write!(stderr, "\r\x1b[K{label}");
+        let _ = stderr.flush();
+    }
+}
