@@ -29,12 +29,13 @@
 //! # Features
 //!
 //! * `ctor` runs [`init`] before `main`: for test binaries, doctests and benches, which have no `main` of their own.
-//!   The environment variable `PROC_POOL_CTOR=0` switches that off.
+//!   The environment variable `PROC_POOL_CTOR=0` switches that off. Functions then run in a worker before its `main`
+//!   and before whatever other constructors come later.
 //! * `crash-points`: named steps at which a test can kill its process.
 //!
 //! # Platforms
 //!
-//! Linux with `/proc` mounted.
+//! 64-bit Linux with `/proc` mounted.
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 

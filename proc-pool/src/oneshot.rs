@@ -12,6 +12,7 @@ use crate::panic;
 use crate::payload::{Packed, Payload};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use shm_core::fork::ForkStamp;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// Decodes an argument, calls a function, encodes its result.
@@ -64,6 +65,7 @@ pub(crate) fn run(
     argument: Packed,
     descriptors: Vec<OwnedFd>,
 ) -> ! {
+    let myself = ForkStamp::now();
     let outcome = call(code, argument, descriptors).and_then(|result| {
         result
             .pack()
@@ -80,6 +82,10 @@ pub(crate) fn run(
             (ToParent::Failed(error), Vec::new(), exit)
         }
     };
+    if myself.check().is_err() {
+        // The function forked, and this is the copy: the answer is the original's to give.
+        std::process::exit(exit)
+    }
     // It fits into the socket's buffer, so nobody has to read it before this process ends.
     match control::send(socket, &message, &descriptors, None) {
         Ok(()) => std::process::exit(exit),

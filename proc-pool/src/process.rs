@@ -96,7 +96,7 @@ enum Outcome {
         listen: bool,
     },
     Returned {
-        bytes: Arc<[u8]>,
+        bytes: Arc<Vec<u8>>,
         /// The descriptors of the handles inside; `None` once somebody got them.
         handles: Option<Vec<OwnedFd>>,
     },
@@ -305,7 +305,7 @@ impl<R: DeserializeOwned> Process<R> {
             Ok(Received::Message(ToParent::Done { result }, descriptors)) => {
                 match Payload::unpack(result, descriptors) {
                     Ok(Payload { bytes, descriptors }) => Outcome::Returned {
-                        bytes: bytes.into(),
+                        bytes: Arc::new(bytes),
                         handles: Some(descriptors),
                     },
                     Err(error) => Outcome::Failed(error),

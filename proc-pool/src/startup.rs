@@ -13,8 +13,8 @@
 //! ```
 //!
 //! A child's environment has a *marker*: the process id of its parent and the inode of its control socket, which is
-//! its stdin. A process that inherits the marker by accident (a program that a worker ran) has another parent or
-//! another stdin, and is an ordinary process. A count of the nesting stays in the environment.
+//! its stdin, whose other end that parent made under the same user id. A process that inherits the marker by accident
+//! (a program that a worker ran) has another parent or another stdin, and is an ordinary process. A count of the nesting stays in the environment.
 //!
 //! # If the parent dies
 //!
@@ -178,6 +178,11 @@ impl Station {
         if rustix::fs::fstat(&stdin).map(|stat| stat.st_ino) != Ok(inode) {
             return Self::Ordinary;
         }
+        // A program with more rights than its caller (set-user-ID) must not run what the caller says.
+        let maker = rustix::net::sockopt::socket_peercred(&stdin);
+        if !maker.is_ok_and(|maker| maker.pid == parent && maker.uid == rustix::process::geteuid()) {
+            return Self::Ordinary;
+        }
         if getppid() == Some(parent) {
             return Self::Worker(parent);
         }
@@ -215,6 +220,8 @@ fn prepare_worker(parent: Pid) -> io::Result<OwnedFd> {
         std::process::exit(1);
     }
     let socket = take_socket()?;
+    // Before there is a second thread: some hundred times cheaper.
+    shm_core::sync::register_asymmetric_fence();
     reset_signals();
     remove_marker();
     let identity = Identity::of_this_process()?;
@@ -235,7 +242,6 @@ fn prepare_worker(parent: Pid) -> io::Result<OwnedFd> {
         std::process::exit(1);
     }
     panic::install_hook();
-    shm_core::sync::register_asymmetric_fence();
     STATE.store(REACHED, Ordering::Relaxed);
     Ok(socket)
 }

@@ -280,3 +280,42 @@ fn a_forked_process_starts_its_own_children() {
     .expect("spawned");
     assert_eq!(outer.join(), Ok((Some(9), 17)));
 }
+
+#[test]
+fn a_function_that_forks_answers_once() {
+    let _dog = watchdog();
+    let child = Process::spawn(
+        |()| {
+            // SAFETY: the copy returns from this function and exits.
+            let pid = unsafe { libc::fork() };
+            if pid > 0 {
+                // SAFETY: a child of this process; its status is of no interest.
+                unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+            }
+            pid > 0
+        },
+        (),
+    )
+    .expect("spawned");
+    assert_eq!(child.join(), Ok(true), "the original's answer");
+}
+
+#[test]
+fn a_parent_that_ignores_its_children_still_gets_their_results() {
+    let _dog = watchdog();
+    let parent = Process::spawn(
+        |()| {
+            // SAFETY: no handler is installed.
+            unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+            let child = Process::spawn(square, 4).expect("spawned");
+            let result = child.join().ok();
+            (
+                result,
+                child.exit_status().map(|status| (status.code(), status.signal())),
+            )
+        },
+        (),
+    )
+    .expect("spawned");
+    assert_eq!(parent.join(), Ok((Some(16), Some((None, None)))));
+}
