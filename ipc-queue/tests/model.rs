@@ -150,7 +150,8 @@ mod ring_is_sound {
         assert_sound(&ring([2, 2, 3, 2, 2, 2, 1]), 1_035_432);
     }
 
-    /// Explored once with two crashes, `[2, 2, 3, 2, 2, 1, 2]`: 2,919,585 states, sound.
+    /// Explored once with two crashes, `[2, 2, 3, 2, 2, 1, 2]`: 2,919,585 states, and with four messages each,
+    /// `[2, 2, 4, 2, 1, 1, 2]`: 6,781,880 states, sound.
     #[test]
     fn with_single_messages_pushed_and_batches_popped() {
         assert_sound(&ring([2, 2, 3, 2, 1, 1, 2]), 1_832_054);

@@ -1,0 +1,453 @@
+//! A process dies at each named crash point, and the survivors finish.
+//!
+//! For every crash point in the sources a *victim* is sent there and dies by SIGKILL. Some points are reached only
+//! where somebody has died before: then a *forerunner* leaves a claim behind. Afterwards a living child and this
+//! process use the queue as if nothing had happened, and the books must balance:
+//!
+//! * every send of the victim that returned arrives, unless a dead consumer had it in hand;
+//! * the send (or batch) that did not return arrives whole or not at all;
+//! * nothing arrives twice, torn, or out of order;
+//! * every slot is usable again, and the dead hold no side of the queue open.
+#![cfg(feature = "crash-points")]
+
+mod common;
+
+use common::{Peer, Reporter, child as child_of_test, was_killed, watchdog};
+use ipc_queue::{Receiver, RecvError, Sender, TryRecvError, TrySendError, bounded};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// One message: whose, and which one of his. The rest is there to be torn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+struct Message {
+    from: u8,
+    number: u32,
+    copies: [u32; 8],
+}
+
+const PARENT: u8 = 0;
+const FORERUNNER: u8 = 1;
+const VICTIM: u8 = 2;
+const SURVIVOR: u8 = 3;
+
+impl Message {
+    fn new(from: u8, number: u32) -> Self {
+        Self {
+            from,
+            number,
+            copies: [number; 8],
+        }
+    }
+
+    /// Who sent it, and which one it is; after checking that it is whole.
+    #[track_caller]
+    fn checked(self) -> (u8, u32) {
+        assert_eq!(
+            self.copies, [self.number; 8],
+            "a torn message of sender {}",
+            self.from
+        );
+        (self.from, self.number)
+    }
+}
+
+/// What a child does. It reports the number of each send that returned, and each message that it received.
+#[derive(Serialize, Deserialize)]
+enum Orders {
+    Send {
+        from: u8,
+        count: u32,
+        batch: u32,
+        sender: Sender<Message>,
+    },
+    Receive {
+        count: usize,
+        batch: usize,
+        receiver: Receiver<Message>,
+    },
+}
+
+#[test]
+fn child() {
+    child_of_test(|orders, reporter| match orders {
+        Orders::Send {
+            from,
+            count,
+            batch,
+            sender,
+        } => send_all(&sender, from, count, batch, reporter),
+        Orders::Receive {
+            count,
+            batch,
+            receiver,
+        } => receive_all(&receiver, count, batch, reporter),
+    });
+}
+
+fn send_all(sender: &Sender<Message>, from: u8, count: u32, batch: u32, reporter: &Reporter) {
+    let mut next = 0;
+    while next < count {
+        let numbers = next..count.min(next + batch);
+        next = numbers.end;
+        match batch {
+            1 => sender.send(Message::new(from, numbers.start)).expect("sent"),
+            _ => {
+                let messages: Vec<_> = numbers.clone().map(|number| Message::new(from, number)).collect();
+                sender.send_batch(messages).expect("sent");
+            }
+        }
+        numbers.for_each(|number| reporter.report(&number));
+    }
+}
+
+fn receive_all(receiver: &Receiver<Message>, count: usize, batch: usize, reporter: &Reporter) {
+    let mut received = 0;
+    while received < count {
+        let messages = match batch {
+            1 => vec![receiver.recv().expect("a message")],
+            _ => receiver
+                .recv_batch(batch.min(count - received))
+                .expect("messages"),
+        };
+        received += messages.len();
+        messages.iter().for_each(|message| reporter.report(message));
+    }
+}
+
+/// How a child uses the queue before it dies.
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    /// Sends so many messages, so many at once.
+    Sends { count: u32, batch: u32 },
+    /// Receives so many messages, so many at once.
+    Receives { count: usize, batch: usize },
+}
+
+/// How somebody dies.
+#[derive(Clone, Copy, Debug)]
+struct Death<'a> {
+    part: Part,
+    crash_point: &'a str,
+    /// At which passage.
+    passage: u32,
+}
+
+/// What happens before the survivors take over.
+#[derive(Clone, Copy, Debug)]
+struct Scenario<'a> {
+    capacity: usize,
+    /// Messages that this process has queued before.
+    queued: u32,
+    forerunner: Option<Death<'a>>,
+    victim: Death<'a>,
+}
+
+const ONE_BY_ONE: Part = Part::Sends { count: 6, batch: 1 };
+const IN_BATCHES: Part = Part::Sends { count: 9, batch: 4 };
+const TAKES_ONE_BY_ONE: Part = Part::Receives { count: 6, batch: 1 };
+const TAKES_BATCHES: Part = Part::Receives { count: 6, batch: 3 };
+
+fn at(part: Part, crash_point: &str, passage: u32) -> Death<'_> {
+    Death {
+        part,
+        crash_point,
+        passage,
+    }
+}
+
+/// The ways in which a victim gets to a crash point; none for a point that nobody thought of.
+fn scenarios(point: &str) -> Vec<Scenario<'_>> {
+    // A producer with room for all it sends; a consumer with enough to take.
+    let producer = |part, passage| Scenario {
+        capacity: 16,
+        queued: 0,
+        forerunner: None,
+        victim: at(part, point, passage),
+    };
+    let consumer = |part, passage| Scenario {
+        capacity: 8,
+        queued: 8,
+        forerunner: None,
+        victim: at(part, point, passage),
+    };
+    // A dead producer's unfinished batch in front of a consumer, or around the whole ring in front of a producer.
+    let unfinished = at(IN_BATCHES, "ring.push.written", 1);
+    let consumer_after_death = |part| Scenario {
+        capacity: 8,
+        queued: 0,
+        forerunner: Some(unfinished),
+        victim: at(part, point, 1),
+    };
+    let producer_after_death = |part| Scenario {
+        capacity: 4,
+        queued: 0,
+        forerunner: Some(unfinished),
+        victim: at(part, point, 1),
+    };
+    // A dead consumer's batch in front of a producer.
+    let producer_after_dead_consumer = |part| Scenario {
+        capacity: 3,
+        queued: 3,
+        forerunner: Some(at(TAKES_BATCHES, "ring.pop.read", 1)),
+        victim: at(part, point, 1),
+    };
+    match point {
+        "ring.push.before_claim" | "ring.push.claimed" | "ring.push.written" | "ring.push.published" => {
+            vec![
+                producer(ONE_BY_ONE, 1),
+                producer(ONE_BY_ONE, 4),
+                producer(IN_BATCHES, 2),
+            ]
+        }
+        "ring.push.published_interior" => vec![
+            producer(IN_BATCHES, 1),
+            producer(IN_BATCHES, 3),
+            producer(IN_BATCHES, 5),
+        ],
+        "ring.pop.before_claim" | "ring.pop.claimed" | "ring.pop.read" | "ring.pop.released" => vec![
+            consumer(TAKES_ONE_BY_ONE, 1),
+            consumer(TAKES_ONE_BY_ONE, 4),
+            consumer(TAKES_BATCHES, 2),
+        ],
+        "ring.pop.freed_interior" => vec![
+            consumer(TAKES_BATCHES, 1),
+            consumer(TAKES_BATCHES, 2),
+            consumer(TAKES_BATCHES, 3),
+        ],
+        "ring.pop.freed_tomb" => vec![
+            consumer_after_death(TAKES_ONE_BY_ONE),
+            consumer_after_death(TAKES_BATCHES),
+        ],
+        "ring.push.freed_tomb" => vec![producer_after_death(ONE_BY_ONE), producer_after_death(IN_BATCHES)],
+        "ring.recover.started"
+        | "ring.recover.interior"
+        | "ring.recover.header"
+        | "queue.sweep.recovered"
+        | "queue.sweep.uncounted"
+        | "segment.sweep.locked"
+        | "segment.sweep.cleaned" => vec![
+            consumer_after_death(TAKES_ONE_BY_ONE),
+            consumer_after_death(TAKES_BATCHES),
+            producer_after_death(IN_BATCHES),
+            producer_after_dead_consumer(ONE_BY_ONE),
+            producer_after_dead_consumer(IN_BATCHES),
+        ],
+        "segment.attach.locked" | "segment.attach.entered" | "segment.detach.freed" => {
+            vec![producer(ONE_BY_ONE, 1), consumer(TAKES_ONE_BY_ONE, 1)]
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// What is known about the messages of a scenario.
+#[derive(Debug, Default)]
+struct Books {
+    /// Sends that returned.
+    sent: BTreeSet<(u8, u32)>,
+    received: BTreeSet<(u8, u32)>,
+    /// Messages that dead consumers may have had in hand.
+    may_be_lost: usize,
+}
+
+impl Books {
+    /// Enters what one receiver got, in the order in which it did.
+    #[track_caller]
+    fn enter(&mut self, messages: &[Message]) {
+        let mut last = [None; 4];
+        for message in messages {
+            let (from, number) = message.checked();
+            let last = &mut last[usize::from(from)];
+            assert!(*last < Some(number), "{message:?} comes after number {last:?}");
+            *last = Some(number);
+            assert!(self.received.insert((from, number)), "{message:?} comes twice");
+        }
+    }
+
+    #[track_caller]
+    fn enter_dead(&mut self, from: u8, death: Death<'_>, peer: Peer) {
+        match death.part {
+            Part::Sends { .. } => {
+                let numbers: Vec<u32> = peer.reports();
+                self.sent.extend(numbers.into_iter().map(|number| (from, number)));
+            }
+            Part::Receives { batch, .. } => {
+                self.enter(&peer.reports::<Message>());
+                self.may_be_lost += batch;
+            }
+        }
+        assert!(
+            was_killed(peer.wait()),
+            "the child does not die at {}",
+            death.crash_point
+        );
+    }
+
+    /// All that was sent has arrived, except what dead consumers took with them; an unfinished send of `from` has
+    /// arrived whole or not at all.
+    #[track_caller]
+    fn balance(&self, from: u8, death: Option<Death<'_>>) {
+        let Some(Death {
+            part: Part::Sends { batch, count },
+            ..
+        }) = death
+        else {
+            return;
+        };
+        let of = |set: &BTreeSet<(u8, u32)>| set.iter().filter(|(sender, _)| *sender == from).count();
+        // Whatever is there beyond the acknowledged is the one unfinished batch.
+        let acknowledged = u32::try_from(of(&self.sent)).expect("few");
+        let batch = batch.min(count - acknowledged);
+        let unfinished: BTreeSet<_> = (acknowledged..acknowledged + batch).map(|n| (from, n)).collect();
+        let arrived = self.received.intersection(&unfinished).count();
+        assert!(
+            arrived == 0 || arrived == unfinished.len(),
+            "part of an unfinished batch arrives: {:?}",
+            self.received
+        );
+        let known = of(&self.received)
+            - self
+                .received
+                .intersection(&self.sent)
+                .filter(|m| m.0 == from)
+                .count();
+        assert_eq!(known, arrived, "a message arrives that nobody sent");
+    }
+}
+
+const SURVIVORS_MESSAGES: u32 = 20;
+
+impl Scenario<'_> {
+    fn play(&self) {
+        println!("{self:?}");
+        let (sender, receiver) = bounded::<Message>(self.capacity).expect("a queue");
+        let mut books = Books::default();
+        // Some laps first, so that laps and slot numbers differ from the start.
+        for number in 0..self.capacity * 2 + 1 {
+            let number = u32::try_from(number).expect("few");
+            sender.send(Message::new(PARENT, number)).expect("sent");
+            assert_eq!(receiver.recv().expect("a message").number, number);
+        }
+        for number in 0..self.queued {
+            sender.send(Message::new(PARENT, number)).expect("sent");
+            books.sent.insert((PARENT, number));
+        }
+        for (from, death) in [(FORERUNNER, self.forerunner), (VICTIM, Some(self.victim))] {
+            if let Some(death) = death {
+                let point = format!("{}:{}", death.crash_point, death.passage);
+                let peer = Peer::start(&death.part.orders(from, &sender, &receiver), Some(&point));
+                books.enter_dead(from, death, peer);
+            }
+        }
+
+        let survivor = Part::Sends {
+            count: SURVIVORS_MESSAGES,
+            batch: 3,
+        };
+        let peer = Peer::start(&survivor.orders(SURVIVOR, &sender, &receiver), None);
+        let last = (SURVIVOR, SURVIVORS_MESSAGES - 1);
+        let mut messages = Vec::new();
+        while messages.last().copied().map(Message::checked) != Some(last) {
+            messages.push(receiver.recv().expect("a message"));
+        }
+        books.enter(&messages);
+        books
+            .sent
+            .extend((0..SURVIVORS_MESSAGES).map(|number| (SURVIVOR, number)));
+        assert_eq!(peer.reports::<u32>().len(), SURVIVORS_MESSAGES as usize);
+        assert!(peer.wait().success());
+
+        let missing = books.sent.difference(&books.received).count();
+        assert!(
+            missing <= books.may_be_lost,
+            "{missing} messages are missing: {books:?}"
+        );
+        books.balance(FORERUNNER, self.forerunner);
+        books.balance(VICTIM, Some(self.victim));
+        self.assert_all_slots_are_usable(&sender, &receiver);
+        drop(sender);
+        assert!(
+            matches!(receiver.recv(), Err(RecvError::Disconnected)),
+            "the dead hold no end open"
+        );
+    }
+
+    fn assert_all_slots_are_usable(&self, sender: &Sender<Message>, receiver: &Receiver<Message>) {
+        let message = |number: usize| Message::new(PARENT, u32::try_from(number).expect("few"));
+        for number in 0..self.capacity {
+            let sent = sender.try_send(message(number));
+            assert!(sent.is_ok(), "no room for number {number}: {sent:?}");
+        }
+        assert!(matches!(sender.try_send(message(0)), Err(TrySendError::Full(_))));
+        for number in 0..self.capacity {
+            assert_eq!(receiver.try_recv().ok(), Some(message(number)));
+        }
+        assert!(matches!(receiver.try_recv(), Err(TryRecvError::Empty)));
+    }
+}
+
+impl Part {
+    fn orders(self, from: u8, sender: &Sender<Message>, receiver: &Receiver<Message>) -> Orders {
+        match self {
+            Self::Sends { count, batch } => Orders::Send {
+                from,
+                count,
+                batch,
+                sender: sender.clone(),
+            },
+            Self::Receives { count, batch } => Orders::Receive {
+                count,
+                batch,
+                receiver: receiver.clone(),
+            },
+        }
+    }
+}
+
+/// Names of all crash points in the sources of this crate and of `shm-core`.
+fn points_in_sources() -> BTreeSet<String> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut names = BTreeSet::new();
+    let mut folders = vec![here.join("src"), here.join("../shm-core/src")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("sources") {
+            let path = entry.expect("sources").path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).expect("sources");
+            let lines = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+            for call in lines.flat_map(|line| line.split("crash_point!(\"").skip(1)) {
+                names.extend(call.split('"').next().map(str::to_owned));
+            }
+        }
+    }
+    names
+}
+
+#[test]
+fn survivors_finish_after_a_death_at_every_point_of_the_ring() {
+    let _dog = watchdog();
+    for point in ipc_queue::ring::CRASH_POINTS {
+        let scenarios = scenarios(point);
+        assert!(!scenarios.is_empty(), "no way to get to {point}");
+        scenarios.iter().for_each(Scenario::play);
+    }
+}
+
+#[test]
+fn survivors_finish_after_a_death_at_every_point_of_the_handles() {
+    let _dog = watchdog();
+    let ring: BTreeSet<&str> = ipc_queue::ring::CRASH_POINTS.iter().copied().collect();
+    let all = points_in_sources();
+    assert!(
+        ring.iter().all(|point| all.contains(*point)),
+        "the ring lists points that it has not"
+    );
+    for point in all.iter().filter(|point| !ring.contains(point.as_str())) {
+        let scenarios = scenarios(point);
+        assert!(!scenarios.is_empty(), "no way to get to {point}");
+        scenarios.iter().for_each(Scenario::play);
+    }
+}
