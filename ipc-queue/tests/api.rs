@@ -1,0 +1,797 @@
+//! What the handles do, within one process. One fact per test.
+
+mod common;
+
+use common::watchdog;
+use ipc_queue::{
+    DecodeError, PlainReceiver, Receiver, RecvBatchError, RecvError, RecvTimeoutError, SendError, SendTimeoutError,
+    Sender, TryRecvError, TrySendError, bounded, bounded_plain, builder,
+};
+use serde::{Deserialize, Serialize};
+use shm_core::handle::{ReceiveSession, SendSession};
+use std::error::Error;
+use std::time::{Duration, Instant};
+
+const SHORT: Duration = Duration::from_millis(2);
+
+/// A queue of capacity `n` with the messages 0..n in it.
+fn filled(n: u32) -> (Sender<u32>, Receiver<u32>) {
+    let (tx, rx) = bounded(n as usize).expect("a queue");
+    for i in 0..n {
+        tx.send(i).expect("there is room");
+    }
+    (tx, rx)
+}
+
+#[test]
+fn a_message_arrives() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<(String, Option<i64>)>(4).expect("a queue");
+    tx.send(("hello".into(), Some(-7))).expect("sent");
+    assert_eq!(rx.recv().expect("received"), ("hello".into(), Some(-7)));
+}
+
+#[test]
+fn a_plain_message_arrives() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded_plain::<[u16; 5]>(4).expect("a queue");
+    tx.send([1, 2, 3, 4, 5]).expect("sent");
+    assert_eq!(rx.recv().expect("received"), [1, 2, 3, 4, 5]);
+}
+
+#[test]
+fn messages_of_no_bytes_are_counted() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded_plain::<()>(2).expect("a queue");
+    tx.send(()).expect("sent");
+    tx.send(()).expect("sent");
+    assert!(tx.try_send(()).expect_err("full").is_full());
+    rx.recv().expect("received");
+    assert_eq!(rx.len(), 1);
+}
+
+#[test]
+fn messages_arrive_in_the_order_of_their_sending() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<u32>(7).expect("a queue");
+    let sender = std::thread::spawn(move || (0..10_000).try_for_each(|i| tx.send(i)));
+    for expected in 0..10_000 {
+        assert_eq!(rx.recv().expect("received"), expected);
+    }
+    sender.join().expect("no panic").expect("sent");
+}
+
+#[test]
+fn several_senders_and_receivers_share_a_queue() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded_plain::<u64>(5).expect("a queue");
+    let sum: u64 = std::thread::scope(|scope| {
+        for part in 0..3 {
+            let tx = tx.clone();
+            scope.spawn(move || (0..1000).for_each(|i| tx.send(part * 1000 + i).expect("sent")));
+        }
+        drop(tx);
+        let receivers: Vec<_> = (0..3)
+            .map(|_| {
+                let rx = rx.clone();
+                scope.spawn(move || rx.iter().map(|n| n.expect("received")).sum::<u64>())
+            })
+            .collect();
+        receivers.into_iter().map(|r| r.join().expect("no panic")).sum()
+    });
+    assert_eq!(sum, (0..3000).sum());
+}
+
+#[test]
+fn threads_may_share_one_handle() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded_plain::<u64>(64).expect("a queue");
+    let sum: u64 = std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| (0..1000).for_each(|i| tx.send(i).expect("sent")));
+        }
+        let take = || (0..1000).map(|_| rx.recv().expect("received")).sum::<u64>();
+        let (one, two) = (scope.spawn(take), scope.spawn(take));
+        one.join().expect("no panic") + two.join().expect("no panic")
+    });
+    assert_eq!(sum, 2 * (0..1000).sum::<u64>());
+}
+
+#[test]
+fn any_capacity_is_kept_exactly() {
+    let _dog = watchdog();
+    for capacity in [1, 2, 3, 7, 64, 100] {
+        let (tx, rx) = filled(capacity);
+        assert_eq!(tx.capacity(), capacity as usize);
+        assert!(tx.try_send(0).expect_err("full").is_full());
+        assert_eq!(rx.len(), capacity as usize);
+    }
+}
+
+#[test]
+fn len_and_its_friends_agree_on_both_ends() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<u8>(2).expect("a queue");
+    assert!(tx.is_empty() && rx.is_empty() && !tx.is_full() && !rx.is_full());
+    tx.send(1).expect("sent");
+    assert_eq!((tx.len(), rx.len()), (1, 1));
+    tx.send(2).expect("sent");
+    assert!(tx.is_full() && rx.is_full() && !tx.is_empty() && !rx.is_empty());
+}
+
+#[test]
+fn try_send_hands_the_value_back_when_full() {
+    let _dog = watchdog();
+    let (tx, _rx) = bounded::<String>(1).expect("a queue");
+    tx.try_send("first".into()).expect("sent");
+    assert_eq!(tx.try_send("second".into()).expect_err("full").into_inner(), "second");
+}
+
+#[test]
+fn a_timeout_hands_the_value_back() {
+    let _dog = watchdog();
+    let (tx, _rx) = filled(1);
+    let start = Instant::now();
+    let error = tx.send_timeout(9, SHORT).expect_err("full");
+    assert!(error.is_timeout() && start.elapsed() >= SHORT);
+    assert_eq!(error.into_inner(), 9);
+    assert!(tx.send_until(9, start).expect_err("full").is_timeout());
+}
+
+#[test]
+fn a_receive_times_out() {
+    let _dog = watchdog();
+    let (_tx, rx) = bounded::<u8>(1).expect("a queue");
+    let start = Instant::now();
+    assert!(rx.recv_timeout(SHORT).expect_err("empty").is_timeout());
+    assert!(start.elapsed() >= SHORT);
+    assert!(rx.recv_until(start).expect_err("empty").is_timeout());
+}
+
+#[test]
+fn no_patience_still_takes_what_is_there() {
+    let _dog = watchdog();
+    let (tx, rx) = filled(1);
+    assert_eq!(rx.recv_timeout(Duration::ZERO).expect("there"), 0);
+    tx.send_timeout(1, Duration::ZERO).expect("room");
+    assert_eq!(rx.recv_until(Instant::now()).expect("there"), 1);
+}
+
+#[test]
+fn endless_patience_is_no_overflow() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<u8>(1).expect("a queue");
+    let receiver = std::thread::spawn(move || rx.recv_timeout(Duration::MAX));
+    tx.send_timeout(1, Duration::MAX).expect("sent");
+    assert_eq!(receiver.join().expect("no panic").expect("received"), 1);
+}
+
+#[test]
+fn a_sleeping_receiver_is_woken_by_a_message() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<u8>(1).expect("a queue");
+    let receiver = std::thread::spawn(move || rx.recv());
+    std::thread::sleep(Duration::from_millis(20));
+    tx.send(5).expect("sent");
+    assert_eq!(receiver.join().expect("no panic").expect("received"), 5);
+}
+
+#[test]
+fn a_sleeping_sender_is_woken_by_room() {
+    let _dog = watchdog();
+    let (tx, rx) = filled(1);
+    let sender = std::thread::spawn(move || tx.send(1));
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(rx.recv().expect("received"), 0);
+    sender.join().expect("no panic").expect("sent");
+    assert_eq!(rx.recv().expect("received"), 1);
+}
+
+#[test]
+fn a_batch_wakes_every_receiver_that_it_serves() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<u8>(8).expect("a queue");
+    let receivers: Vec<_> = (0..3)
+        .map(|_| {
+            let rx = rx.clone();
+            std::thread::spawn(move || rx.recv().expect("received"))
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(20));
+    tx.send_batch([1, 2, 3]).expect("sent");
+    let sum: u8 = receivers.into_iter().map(|r| r.join().expect("no panic")).sum();
+    assert_eq!(sum, 6);
+}
+
+#[test]
+fn a_batch_arrives_in_order() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<u32>(10).expect("a queue");
+    let numbers: Vec<u32> = (0..1000).collect();
+    let sender = std::thread::spawn(move || tx.send_batch(numbers));
+    let mut got = Vec::new();
+    while got.len() < 1000 {
+        got.extend(rx.recv_batch(100).expect("received"));
+    }
+    assert!(got.into_iter().eq(0..1000));
+    sender.join().expect("no panic").expect("sent");
+}
+
+#[test]
+fn an_empty_batch_is_nothing() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<u32>(1).expect("a queue");
+    tx.send_batch([]).expect("nothing to send");
+    assert!(rx.recv_batch(0).expect("nothing to receive").is_empty());
+    assert!(rx.try_recv_batch(5).expect("nothing there").is_empty());
+}
+
+#[test]
+fn a_batch_takes_at_most_what_was_asked_for() {
+    let _dog = watchdog();
+    let (_tx, rx) = filled(200);
+    assert_eq!(rx.recv_batch(3).expect("received"), [0, 1, 2]);
+    assert_eq!(rx.try_recv_batch(usize::MAX).expect("received").len(), 197);
+}
+
+#[test]
+fn a_failed_batch_says_what_was_sent() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<String>(8).expect("a queue");
+    let batch = ["one".into(), "two".into(), "x".repeat(500), "four".into()];
+    let error = tx.send_batch(batch).expect_err("the third is too long");
+    assert!(error.is_too_large());
+    assert_eq!(error.sent(), 2);
+    assert_eq!(
+        error.to_string(),
+        "2 of 4 messages were sent: a message of 502 bytes is longer than the queue's limit of 240"
+    );
+    let unsent = error.into_unsent();
+    assert_eq!((unsent.len(), unsent[0].len(), unsent[1].as_str()), (2, 500, "four"));
+    assert_eq!(rx.recv_batch(8).expect("received"), ["one", "two"]);
+}
+
+#[test]
+fn a_batch_to_nobody_comes_back() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<u8>(8).expect("a queue");
+    drop(rx);
+    let error = tx.send_batch([1, 2]).expect_err("nobody there");
+    assert!(error.is_disconnected());
+    assert_eq!(error.into_unsent(), [1, 2]);
+}
+
+#[test]
+fn a_message_up_to_the_limit_fits() {
+    let _dog = watchdog();
+    for slot_bytes in [1, 100, 240, 256, 257, 5000] {
+        let (tx, rx) = builder::<serde_bytes::Bytes>()
+            .capacity(2)
+            .slot_bytes(slot_bytes)
+            .build()
+            .expect("a queue");
+        assert_eq!(tx.max_message_len(), slot_bytes);
+        tx.send(serde_bytes::Bytes(slot_bytes)).expect("fits");
+        assert_eq!(rx.recv().expect("received").0, slot_bytes);
+        let error = tx.send(serde_bytes::Bytes(slot_bytes + 1)).expect_err("too long");
+        assert!(
+            matches!(error, SendError::TooLarge { len, limit, .. } if len == slot_bytes + 1 && limit == slot_bytes)
+        );
+    }
+}
+
+/// A message of exactly so many bytes.
+mod serde_bytes {
+    use serde::de::{Error, SeqAccess, Visitor};
+    use serde::ser::SerializeTuple;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Debug)]
+    pub(super) struct Bytes(pub(super) usize);
+
+    impl Serialize for Bytes {
+        fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+            let mut tuple = s.serialize_tuple(self.0)?;
+            for i in 0..self.0 {
+                let last = u8::from(i + 1 == self.0);
+                tuple.serialize_element(&last)?;
+            }
+            tuple.end()
+        }
+    }
+
+    impl<'de> Deserialize<'de> for Bytes {
+        fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+            struct Counter;
+            impl<'de> Visitor<'de> for Counter {
+                type Value = Bytes;
+                fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                    f.write_str("zeroes and a one")
+                }
+                fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Bytes, A::Error> {
+                    let mut count = 0;
+                    while let Some(byte) = seq.next_element::<u8>()? {
+                        count += 1;
+                        if byte == 1 {
+                            return Ok(Bytes(count));
+                        }
+                    }
+                    Err(A::Error::custom("no one"))
+                }
+            }
+            d.deserialize_tuple(usize::MAX, Counter)
+        }
+    }
+}
+
+#[test]
+fn a_message_that_is_too_large_comes_back_and_uses_no_slot() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<Vec<u8>>(1).expect("a queue");
+    let error = tx.send(vec![7; 1000]).expect_err("too long");
+    assert_eq!(
+        error.to_string(),
+        "a message of 1002 bytes is longer than the queue's limit of 240"
+    );
+    assert_eq!(error.into_inner(), vec![7; 1000]);
+    assert!(rx.is_empty());
+    tx.try_send(vec![1]).expect("the slot is free");
+}
+
+#[test]
+fn a_dropped_receiver_is_noticed_at_the_next_send() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<u8>(8).expect("a queue");
+    drop(rx);
+    assert!(matches!(tx.send(1), Err(SendError::Disconnected(1))));
+    assert!(matches!(tx.try_send(1), Err(TrySendError::Disconnected(1))));
+    assert!(matches!(tx.send_timeout(1, SHORT), Err(SendTimeoutError::Disconnected(1))));
+}
+
+#[test]
+fn a_dropped_sender_is_noticed_when_nothing_is_left() {
+    let _dog = watchdog();
+    let (tx, rx) = filled(2);
+    drop(tx);
+    assert_eq!((rx.recv().expect("left"), rx.try_recv().expect("left")), (0, 1));
+    assert!(matches!(rx.recv(), Err(RecvError::Disconnected)));
+    assert!(matches!(rx.try_recv(), Err(TryRecvError::Disconnected)));
+    assert!(matches!(rx.recv_timeout(SHORT), Err(RecvTimeoutError::Disconnected)));
+    assert!(matches!(rx.recv_batch(4), Err(RecvBatchError::Disconnected)));
+    assert!(matches!(rx.try_recv_batch(4), Err(RecvBatchError::Disconnected)));
+}
+
+#[test]
+fn a_clone_keeps_its_side_alive() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<u8>(8).expect("a queue");
+    let (tx2, rx2) = (tx.clone(), rx.clone());
+    drop((tx, rx));
+    tx2.send(1).expect("a receiver is left");
+    assert_eq!(rx2.recv().expect("there"), 1);
+    assert!(rx2.try_recv().expect_err("a sender is left").is_empty());
+}
+
+#[test]
+fn a_sleeping_receiver_is_woken_by_the_last_drop() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<u8>(1).expect("a queue");
+    let receiver = std::thread::spawn(move || rx.recv());
+    std::thread::sleep(Duration::from_millis(20));
+    drop(tx);
+    assert!(receiver.join().expect("no panic").expect_err("gone").is_disconnected());
+}
+
+#[test]
+fn a_sleeping_sender_is_woken_by_the_last_drop() {
+    let _dog = watchdog();
+    let (tx, rx) = filled(1);
+    let sender = std::thread::spawn(move || tx.send(1));
+    std::thread::sleep(Duration::from_millis(20));
+    drop(rx);
+    assert!(sender.join().expect("no panic").expect_err("gone").is_disconnected());
+}
+
+#[test]
+fn iterating_ends_with_the_senders() {
+    let _dog = watchdog();
+    let (tx, rx) = filled(3);
+    drop(tx);
+    let mut iter = rx.iter();
+    assert_eq!(iter.by_ref().map(|n| n.expect("received")).collect::<Vec<_>>(), [0, 1, 2]);
+    assert!(iter.next().is_none());
+    assert!(rx.into_iter().next().is_none());
+}
+
+#[test]
+fn try_iter_takes_what_is_there() {
+    let _dog = watchdog();
+    let (tx, rx) = filled(3);
+    assert_eq!(rx.try_iter().map(|n| n.expect("received")).collect::<Vec<_>>(), [0, 1, 2]);
+    assert_eq!(rx.try_iter().count(), 0);
+    drop(tx);
+}
+
+/// Decodes only what is even.
+#[derive(Debug, PartialEq)]
+struct Even(u32);
+
+impl Serialize for Even {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(s)
+    }
+}
+
+impl<'de> Deserialize<'de> for Even {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let n = u32::deserialize(d)?;
+        if n % 2 == 0 {
+            Ok(Self(n))
+        } else {
+            Err(serde::de::Error::custom("odd"))
+        }
+    }
+}
+
+#[test]
+fn a_message_that_does_not_decode_is_one_error_and_the_queue_goes_on() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<Even>(8).expect("a queue");
+    tx.send_batch([Even(0), Even(1), Even(2)]).expect("sent");
+    assert_eq!(rx.recv().expect("even"), Even(0));
+    let Err(RecvError::Decode(error)) = rx.recv() else {
+        panic!("odd")
+    };
+    assert_eq!(error.bytes(), [1]);
+    assert_eq!(error.into_bytes(), vec![1]);
+    assert_eq!(rx.recv().expect("even"), Even(2));
+}
+
+#[test]
+fn iterating_goes_on_behind_a_message_that_does_not_decode() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<Even>(8).expect("a queue");
+    tx.send_batch([Even(0), Even(1), Even(2)]).expect("sent");
+    drop(tx);
+    let items: Vec<_> = rx.iter().map(|item| item.is_ok()).collect();
+    assert_eq!(items, [true, false, true]);
+}
+
+#[test]
+fn a_batch_with_bad_messages_holds_the_good_ones() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<Even>(8).expect("a queue");
+    tx.send_batch([Even(0), Even(1), Even(2), Even(3)]).expect("sent");
+    let error = rx.recv_batch(8).expect_err("two are odd");
+    assert_eq!(error.to_string(), "2 of 4 received messages do not decode");
+    let RecvBatchError::Decode { received, failed } = error else {
+        panic!("another error")
+    };
+    assert_eq!(received, [Even(0), Even(2)]);
+    let bytes: Vec<_> = failed.into_iter().map(DecodeError::into_bytes).collect();
+    assert_eq!(bytes, [[1], [3]]);
+}
+
+/// Refuses to be encoded.
+#[derive(Debug, Deserialize)]
+struct Stubborn(bool);
+
+impl Serialize for Stubborn {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        if self.0 {
+            Err(serde::ser::Error::custom("no"))
+        } else {
+            false.serialize(s)
+        }
+    }
+}
+
+#[test]
+fn a_message_that_does_not_encode_comes_back_and_uses_no_slot() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<Stubborn>(1).expect("a queue");
+    let error = tx.send(Stubborn(true)).expect_err("refused");
+    assert_eq!(error.to_string(), "the message cannot be serialised");
+    assert!(error.source().is_some());
+    assert!(matches!(&error, SendError::Encode { reason, .. } if !reason.is_handle()));
+    assert!(error.into_inner().0 && rx.is_empty());
+    assert!(tx.send_batch([Stubborn(true)]).expect_err("refused").is_encode());
+    tx.try_send(Stubborn(false)).expect("the slot is free");
+}
+
+#[test]
+fn a_panic_while_encoding_leaves_the_queue_as_it_was() {
+    let _dog = watchdog();
+    #[derive(Deserialize)]
+    struct Bomb;
+    impl Serialize for Bomb {
+        fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+            std::panic::resume_unwind(Box::new("boom"))
+        }
+    }
+    let (tx, rx) = bounded::<Option<Bomb>>(1).expect("a queue");
+    std::panic::catch_unwind(|| tx.send(Some(Bomb))).expect_err("boom");
+    tx.try_send(None).expect("the slot is free");
+    assert!(rx.recv().expect("received").is_none());
+}
+
+#[test]
+fn a_panic_while_decoding_takes_the_message_and_no_more() {
+    let _dog = watchdog();
+    #[derive(Serialize)]
+    struct Bomb(u8);
+    impl<'de> Deserialize<'de> for Bomb {
+        fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+            match u8::deserialize(d)? {
+                0 => std::panic::resume_unwind(Box::new("boom")),
+                n => Ok(Self(n)),
+            }
+        }
+    }
+    let (tx, rx) = bounded::<Bomb>(1).expect("a queue");
+    tx.send(Bomb(0)).expect("sent");
+    std::panic::catch_unwind(|| rx.recv().map(|_| ())).expect_err("boom");
+    tx.try_send(Bomb(3)).expect("the slot is free");
+    assert_eq!(rx.recv().expect("received").0, 3);
+}
+
+#[test]
+fn a_message_that_is_encoded_by_sending_another_is_no_trouble() {
+    let _dog = watchdog();
+    struct Nested(Sender<u8>);
+    impl Serialize for Nested {
+        fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+            self.0.send(7).map_err(serde::ser::Error::custom)?;
+            s.serialize_unit()
+        }
+    }
+    impl<'de> Deserialize<'de> for Nested {
+        fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+            Err(serde::de::Error::custom("never"))
+        }
+    }
+    let (inner_tx, inner_rx) = bounded::<u8>(1).expect("a queue");
+    let (tx, _rx) = bounded::<Nested>(1).expect("a queue");
+    tx.send(Nested(inner_tx)).expect("sent");
+    assert_eq!(inner_rx.recv().expect("received"), 7);
+}
+
+#[test]
+fn bad_numbers_are_errors_that_name_value_and_limit() {
+    let error = bounded::<u8>(0).expect_err("zero");
+    assert!(error.is_capacity());
+    assert_eq!(error.to_string(), "capacity of 0 messages is not between 1 and 1048576");
+    let error = bounded_plain::<u8>(usize::MAX).expect_err("huge");
+    assert!(error.is_capacity() && error.to_string().contains("18446744073709551615"));
+    for slot_bytes in [0, 1 << 20, usize::MAX] {
+        let error = builder::<u8>()
+            .slot_bytes(slot_bytes)
+            .build()
+            .expect_err("out of range");
+        assert!(error.is_slot_bytes());
+        assert_eq!(
+            error.to_string(),
+            format!("slots of {slot_bytes} bytes are not between 1 and 1048572")
+        );
+    }
+    let error = bounded_plain::<[[u64; 1024]; 1024]>(1).expect_err("8 MiB");
+    assert!(error.is_slot_bytes() && error.to_string().contains("8388608"));
+}
+
+#[test]
+fn a_queue_beyond_the_memory_of_the_machine_is_refused() {
+    let error = builder::<u8>()
+        .capacity(1 << 20)
+        .slot_bytes(1 << 19)
+        .build()
+        .expect_err("512 GiB");
+    assert!(error.is_out_of_memory(), "{error:?}");
+    assert!(error.source().is_some());
+}
+
+#[test]
+fn a_handle_as_a_message_is_refused_with_the_reason() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<Sender<u8>>(1).expect("a queue");
+    let (inner, _inner_rx) = bounded::<u8>(1).expect("a queue");
+    let error = tx.send(inner).expect_err("a handle");
+    assert!(matches!(&error, SendError::Encode { reason, .. } if reason.is_handle()));
+    assert!(error.to_string().contains("handle"));
+    assert!(rx.is_empty());
+}
+
+#[test]
+fn a_handle_outside_of_a_session_is_an_error() {
+    let (tx, _rx) = bounded::<u8>(1).expect("a queue");
+    postcard::to_stdvec(&tx).expect_err("no session");
+}
+
+/// Serialises and deserialises within this process.
+fn travel<A: Serialize, B: for<'de> Deserialize<'de>>(handle: &A) -> postcard::Result<B> {
+    let session = SendSession::begin();
+    let bytes = postcard::to_stdvec(handle).expect("in a session");
+    let _session = ReceiveSession::begin(session.finish());
+    postcard::from_bytes(&bytes)
+}
+
+#[test]
+fn a_handle_that_travelled_is_a_clone() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<u8>(1).expect("a queue");
+    let again: Sender<u8> = travel(&tx).expect("arrived");
+    drop(tx);
+    again.send(3).expect("sent");
+    let again: Receiver<u8> = travel(&rx).expect("arrived");
+    drop(rx);
+    assert_eq!(again.recv().expect("received"), 3);
+}
+
+#[test]
+fn a_handle_on_its_way_keeps_its_side_alive() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<u8>(1).expect("a queue");
+    let session = SendSession::begin();
+    let bytes = postcard::to_stdvec(&tx).expect("in a session");
+    let descriptors = session.finish();
+    drop(tx);
+    assert!(rx.recv_timeout(SHORT).expect_err("nothing sent").is_timeout());
+    let receive = ReceiveSession::begin(descriptors);
+    let tx: Sender<u8> = postcard::from_bytes(&bytes).expect("arrived");
+    drop(receive);
+    tx.send(1).expect("sent");
+    drop(tx);
+    assert_eq!(rx.recv().expect("received"), 1);
+    assert!(rx.recv().expect_err("gone").is_disconnected());
+}
+
+#[test]
+fn a_handle_that_never_arrives_is_gone() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<u8>(1).expect("a queue");
+    let session = SendSession::begin();
+    postcard::to_stdvec(&tx).expect("in a session");
+    drop(tx);
+    assert!(rx.try_recv().expect_err("nothing sent").is_empty());
+    drop(session);
+    assert!(rx.recv().expect_err("gone").is_disconnected());
+}
+
+#[test]
+fn a_handle_arrives_once() {
+    let (tx, _rx) = bounded::<u8>(1).expect("a queue");
+    let session = SendSession::begin();
+    let bytes = postcard::to_stdvec(&tx).expect("in a session");
+    let _receive = ReceiveSession::begin(session.finish());
+    postcard::from_bytes::<Sender<u8>>(&bytes).expect("arrived");
+    postcard::from_bytes::<Sender<u8>>(&bytes).expect_err("taken");
+}
+
+#[test]
+fn a_handle_of_another_kind_is_refused() {
+    let (tx, _rx) = bounded::<u64>(1).expect("a queue");
+    assert!(travel::<_, Receiver<u64>>(&tx).is_err(), "a sender is no receiver");
+    assert!(travel::<_, ipc_queue::PlainSender<u64>>(&tx).is_err(), "another codec");
+    let (_tx, rx) = bounded_plain::<u64>(1).expect("a queue");
+    assert!(travel::<_, PlainReceiver<u32>>(&rx).is_err(), "another size");
+    travel::<_, PlainReceiver<u64>>(&rx).expect("the same");
+}
+
+#[test]
+fn a_foreign_descriptor_is_refused() {
+    let (tx, _rx) = bounded::<u64>(1).expect("a queue");
+    let session = SendSession::begin();
+    let bytes = postcard::to_stdvec(&tx).expect("in a session");
+    drop(session);
+    let null = std::fs::File::open("/dev/null").expect("/dev/null exists");
+    let _receive = ReceiveSession::begin(vec![null.into()]);
+    postcard::from_bytes::<Sender<u64>>(&bytes).expect_err("not a segment");
+}
+
+#[test]
+fn handles_print_without_their_messages_doing_so() {
+    struct Silent;
+    impl Serialize for Silent {
+        fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+            s.serialize_unit()
+        }
+    }
+    impl<'de> Deserialize<'de> for Silent {
+        fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+            Ok(Self)
+        }
+    }
+    let (tx, rx) = bounded::<Silent>(3).expect("a queue");
+    assert_eq!(format!("{tx:?}"), "Sender { capacity: 3, len: 0, .. }");
+    assert_eq!(format!("{rx:?}"), "Receiver { capacity: 3, len: 0, .. }");
+    drop(rx);
+    assert_eq!(format!("{:?}", tx.send(Silent).expect_err("gone")), "Disconnected(..)");
+}
+
+#[test]
+fn handles_cross_threads_and_panics() {
+    fn check<T: Send + Sync + std::panic::UnwindSafe + std::panic::RefUnwindSafe + 'static>() {}
+    check::<Sender<std::rc::Rc<u8>>>();
+    check::<Receiver<std::rc::Rc<u8>>>();
+    check::<PlainReceiver<u8>>();
+}
+
+/// CPython: `_TestQueue.test_put`.
+#[test]
+fn conformance_queue_put() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<i32>(6).expect("a queue");
+    assert!(rx.is_empty() && !rx.is_full());
+    tx.send(1).expect("sent");
+    tx.send_timeout(2, SHORT).expect("sent");
+    tx.send_until(3, Instant::now()).expect("sent");
+    tx.try_send(4).expect("sent");
+    tx.send_batch([5]).expect("sent");
+    tx.try_send(6).expect("sent");
+    assert!(!tx.is_empty() && tx.is_full());
+    assert!(tx.try_send(7).expect_err("full").is_full());
+    let start = Instant::now();
+    assert!(tx.send_timeout(7, 10 * SHORT).expect_err("full").is_timeout());
+    assert!(start.elapsed() >= 10 * SHORT);
+    let child = std::thread::spawn(move || (0..6).map(|_| rx.recv()).collect::<Result<Vec<_>, _>>());
+    assert_eq!(child.join().expect("no panic").expect("received"), [1, 2, 3, 4, 5, 6]);
+    assert!(tx.is_empty() && !tx.is_full());
+}
+
+/// CPython: `_TestQueue.test_get`.
+#[test]
+fn conformance_queue_get() {
+    let _dog = watchdog();
+    let (tx, rx) = filled(6);
+    assert_eq!(rx.try_recv().expect("there"), 0);
+    assert_eq!(rx.recv().expect("there"), 1);
+    assert_eq!(rx.recv_timeout(Duration::from_secs(1)).expect("there"), 2);
+    assert_eq!(rx.recv_until(Instant::now()).expect("there"), 3);
+    assert_eq!(rx.recv_batch(1).expect("there"), [4]);
+    assert_eq!(rx.try_recv_batch(1).expect("there"), [5]);
+    assert!(rx.is_empty());
+    assert!(rx.try_recv().expect_err("empty").is_empty());
+    let start = Instant::now();
+    assert!(rx.recv_timeout(10 * SHORT).expect_err("empty").is_timeout());
+    assert!(start.elapsed() >= 10 * SHORT);
+    drop(tx);
+}
+
+/// CPython: `_TestQueue.test_qsize`.
+#[test]
+fn conformance_queue_qsize() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<i32>(10).expect("a queue");
+    let mut sizes = vec![rx.len()];
+    tx.send(1).expect("sent");
+    sizes.push(rx.len());
+    tx.send(5).expect("sent");
+    sizes.push(rx.len());
+    rx.recv().expect("received");
+    sizes.push(tx.len());
+    rx.recv().expect("received");
+    sizes.push(tx.len());
+    assert_eq!(sizes, [0, 1, 2, 1, 0]);
+}
+
+/// CPython: `_TestQueue.test_timeout`.
+#[test]
+fn conformance_queue_timeout() {
+    let _dog = watchdog();
+    let (_tx, rx) = bounded::<i32>(10).expect("a queue");
+    let start = Instant::now();
+    assert!(rx.recv_timeout(Duration::from_millis(200)).expect_err("empty").is_timeout());
+    assert!(start.elapsed() >= Duration::from_millis(200));
+}
+
+/// CPython: `_TestQueue.test_queue_feeder_donot_stop_onexc`.
+#[test]
+fn conformance_queue_feeder_donot_stop_onexc() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<Stubborn>(1).expect("a queue");
+    tx.send(Stubborn(true)).expect_err("not serialisable");
+    assert_eq!(rx.len(), 0);
+    tx.try_send(Stubborn(false)).expect("the slot of the failed object was given back");
+    assert_eq!(rx.len(), 1);
+    assert!(!rx.recv_timeout(Duration::from_secs(30)).expect("received").0);
+    assert!(rx.is_empty());
+}
