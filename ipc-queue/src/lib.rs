@@ -1,4 +1,14 @@
-//! Bounded multi-producer multi-consumer queues between processes that no crash can wedge.
+#![doc = include_str!("../README.md")]
+//!
+//! # How it works
+//!
+//! | layer | what it knows |
+//! |---|---|
+//! | `Sender`, `Receiver` | values, codecs, errors |
+//! | waiting | the ring gave nothing: poll, sleep, look after the peers |
+//! | disconnect | who holds which side, and what is on its way |
+//! | [`ring`] | slots that carry their owner; no shared head or tail |
+//! | `shm_core::segment` | shared memory, participants, who is dead |
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 

@@ -4,8 +4,8 @@ mod common;
 
 use common::watchdog;
 use ipc_queue::{
-    DecodeError, PlainReceiver, Receiver, RecvBatchError, RecvError, RecvTimeoutError, SendError, SendTimeoutError,
-    Sender, TryRecvError, TrySendError, bounded, bounded_plain, builder,
+    DecodeError, PlainReceiver, Receiver, RecvBatchError, RecvError, RecvTimeoutError, SendError,
+    SendTimeoutError, Sender, TryRecvError, TrySendError, bounded, bounded_plain, builder,
 };
 use serde::{Deserialize, Serialize};
 use shm_core::handle::{ReceiveSession, SendSession};
@@ -124,7 +124,10 @@ fn try_send_hands_the_value_back_when_full() {
     let _dog = watchdog();
     let (tx, _rx) = bounded::<String>(1).expect("a queue");
     tx.try_send("first".into()).expect("sent");
-    assert_eq!(tx.try_send("second".into()).expect_err("full").into_inner(), "second");
+    assert_eq!(
+        tx.try_send("second".into()).expect_err("full").into_inner(),
+        "second"
+    );
 }
 
 #[test]
@@ -247,7 +250,10 @@ fn a_failed_batch_says_what_was_sent() {
         "2 of 4 messages were sent: a message of 502 bytes is longer than the queue's limit of 240"
     );
     let unsent = error.into_unsent();
-    assert_eq!((unsent.len(), unsent[0].len(), unsent[1].as_str()), (2, 500, "four"));
+    assert_eq!(
+        (unsent.len(), unsent[0].len(), unsent[1].as_str()),
+        (2, 500, "four")
+    );
     assert_eq!(rx.recv_batch(8).expect("received"), ["one", "two"]);
 }
 
@@ -345,7 +351,10 @@ fn a_dropped_receiver_is_noticed_at_the_next_send() {
     drop(rx);
     assert!(matches!(tx.send(1), Err(SendError::Disconnected(1))));
     assert!(matches!(tx.try_send(1), Err(TrySendError::Disconnected(1))));
-    assert!(matches!(tx.send_timeout(1, SHORT), Err(SendTimeoutError::Disconnected(1))));
+    assert!(matches!(
+        tx.send_timeout(1, SHORT),
+        Err(SendTimeoutError::Disconnected(1))
+    ));
 }
 
 #[test]
@@ -356,7 +365,10 @@ fn a_dropped_sender_is_noticed_when_nothing_is_left() {
     assert_eq!((rx.recv().expect("left"), rx.try_recv().expect("left")), (0, 1));
     assert!(matches!(rx.recv(), Err(RecvError::Disconnected)));
     assert!(matches!(rx.try_recv(), Err(TryRecvError::Disconnected)));
-    assert!(matches!(rx.recv_timeout(SHORT), Err(RecvTimeoutError::Disconnected)));
+    assert!(matches!(
+        rx.recv_timeout(SHORT),
+        Err(RecvTimeoutError::Disconnected)
+    ));
     assert!(matches!(rx.recv_batch(4), Err(RecvBatchError::Disconnected)));
     assert!(matches!(rx.try_recv_batch(4), Err(RecvBatchError::Disconnected)));
 }
@@ -379,7 +391,13 @@ fn a_sleeping_receiver_is_woken_by_the_last_drop() {
     let receiver = std::thread::spawn(move || rx.recv());
     std::thread::sleep(Duration::from_millis(20));
     drop(tx);
-    assert!(receiver.join().expect("no panic").expect_err("gone").is_disconnected());
+    assert!(
+        receiver
+            .join()
+            .expect("no panic")
+            .expect_err("gone")
+            .is_disconnected()
+    );
 }
 
 #[test]
@@ -389,7 +407,13 @@ fn a_sleeping_sender_is_woken_by_the_last_drop() {
     let sender = std::thread::spawn(move || tx.send(1));
     std::thread::sleep(Duration::from_millis(20));
     drop(rx);
-    assert!(sender.join().expect("no panic").expect_err("gone").is_disconnected());
+    assert!(
+        sender
+            .join()
+            .expect("no panic")
+            .expect_err("gone")
+            .is_disconnected()
+    );
 }
 
 #[test]
@@ -398,7 +422,10 @@ fn iterating_ends_with_the_senders() {
     let (tx, rx) = filled(3);
     drop(tx);
     let mut iter = rx.iter();
-    assert_eq!(iter.by_ref().map(|n| n.expect("received")).collect::<Vec<_>>(), [0, 1, 2]);
+    assert_eq!(
+        iter.by_ref().map(|n| n.expect("received")).collect::<Vec<_>>(),
+        [0, 1, 2]
+    );
     assert!(iter.next().is_none());
     assert!(rx.into_iter().next().is_none());
 }
@@ -407,7 +434,10 @@ fn iterating_ends_with_the_senders() {
 fn try_iter_takes_what_is_there() {
     let _dog = watchdog();
     let (tx, rx) = filled(3);
-    assert_eq!(rx.try_iter().map(|n| n.expect("received")).collect::<Vec<_>>(), [0, 1, 2]);
+    assert_eq!(
+        rx.try_iter().map(|n| n.expect("received")).collect::<Vec<_>>(),
+        [0, 1, 2]
+    );
     assert_eq!(rx.try_iter().count(), 0);
     drop(tx);
 }
@@ -560,7 +590,10 @@ fn a_message_that_is_encoded_by_sending_another_is_no_trouble() {
 fn bad_numbers_are_errors_that_name_value_and_limit() {
     let error = bounded::<u8>(0).expect_err("zero");
     assert!(error.is_capacity());
-    assert_eq!(error.to_string(), "capacity of 0 messages is not between 1 and 1048576");
+    assert_eq!(
+        error.to_string(),
+        "capacity of 0 messages is not between 1 and 1048576"
+    );
     let error = bounded_plain::<u8>(usize::MAX).expect_err("huge");
     assert!(error.is_capacity() && error.to_string().contains("18446744073709551615"));
     for slot_bytes in [0, 1 << 20, usize::MAX] {
@@ -669,8 +702,14 @@ fn a_handle_arrives_once() {
 #[test]
 fn a_handle_of_another_kind_is_refused() {
     let (tx, _rx) = bounded::<u64>(1).expect("a queue");
-    assert!(travel::<_, Receiver<u64>>(&tx).is_err(), "a sender is no receiver");
-    assert!(travel::<_, ipc_queue::PlainSender<u64>>(&tx).is_err(), "another codec");
+    assert!(
+        travel::<_, Receiver<u64>>(&tx).is_err(),
+        "a sender is no receiver"
+    );
+    assert!(
+        travel::<_, ipc_queue::PlainSender<u64>>(&tx).is_err(),
+        "another codec"
+    );
     let (_tx, rx) = bounded_plain::<u64>(1).expect("a queue");
     assert!(travel::<_, PlainReceiver<u32>>(&rx).is_err(), "another size");
     travel::<_, PlainReceiver<u64>>(&rx).expect("the same");
@@ -704,7 +743,10 @@ fn handles_print_without_their_messages_doing_so() {
     assert_eq!(format!("{tx:?}"), "Sender { capacity: 3, len: 0, .. }");
     assert_eq!(format!("{rx:?}"), "Receiver { capacity: 3, len: 0, .. }");
     drop(rx);
-    assert_eq!(format!("{:?}", tx.send(Silent).expect_err("gone")), "Disconnected(..)");
+    assert_eq!(
+        format!("{:?}", tx.send(Silent).expect_err("gone")),
+        "Disconnected(..)"
+    );
 }
 
 #[test]
@@ -733,7 +775,10 @@ fn conformance_queue_put() {
     assert!(tx.send_timeout(7, 10 * SHORT).expect_err("full").is_timeout());
     assert!(start.elapsed() >= 10 * SHORT);
     let child = std::thread::spawn(move || (0..6).map(|_| rx.recv()).collect::<Result<Vec<_>, _>>());
-    assert_eq!(child.join().expect("no panic").expect("received"), [1, 2, 3, 4, 5, 6]);
+    assert_eq!(
+        child.join().expect("no panic").expect("received"),
+        [1, 2, 3, 4, 5, 6]
+    );
     assert!(tx.is_empty() && !tx.is_full());
 }
 
@@ -779,7 +824,11 @@ fn conformance_queue_timeout() {
     let _dog = watchdog();
     let (_tx, rx) = bounded::<i32>(10).expect("a queue");
     let start = Instant::now();
-    assert!(rx.recv_timeout(Duration::from_millis(200)).expect_err("empty").is_timeout());
+    assert!(
+        rx.recv_timeout(Duration::from_millis(200))
+            .expect_err("empty")
+            .is_timeout()
+    );
     assert!(start.elapsed() >= Duration::from_millis(200));
 }
 
@@ -790,7 +839,8 @@ fn conformance_queue_feeder_donot_stop_onexc() {
     let (tx, rx) = bounded::<Stubborn>(1).expect("a queue");
     tx.send(Stubborn(true)).expect_err("not serialisable");
     assert_eq!(rx.len(), 0);
-    tx.try_send(Stubborn(false)).expect("the slot of the failed object was given back");
+    tx.try_send(Stubborn(false))
+        .expect("the slot of the failed object was given back");
     assert_eq!(rx.len(), 1);
     assert!(!rx.recv_timeout(Duration::from_secs(30)).expect("received").0);
     assert!(rx.is_empty());
