@@ -1,12 +1,17 @@
 //! The ring through its public interface: one fact per test, then threads that race and "die".
 #![cfg(not(loom))]
+#![allow(clippy::cast_possible_truncation, reason = "small numbers")]
+
+#[path = "ring/death.rs"]
+mod death;
+#[path = "ring/race.rs"]
+mod race;
 
 use ipc_queue::ring::{
     Claim, Cursor, Layout, LayoutError, MAX_CAPACITY, MAX_PAYLOAD, MAX_SPAN, Memory, PopError, PushError,
     Ring, Step,
 };
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 fn memory(capacity: usize) -> Memory {
@@ -97,6 +102,45 @@ fn claim_of_pop(result: Result<u64, PopError>) -> Claim {
         Err(PopError::Claimed(claim)) => claim,
         other => panic!("a claim expected, not {other:?}"),
     }
+}
+
+/// Every step at which a participant can die in a batch of `span`.
+fn steps(span: usize) -> impl Iterator<Item = Step> {
+    std::iter::once(Step::Claimed).chain((0..span).map(Step::Interior))
+}
+
+/// A generator good enough for tests (xorshift64*).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+}
+
+/// Ends the test process if the test takes minutes: it hangs.
+fn watchdog() -> impl Drop {
+    struct Watchdog(std::sync::mpsc::Sender<()>);
+    impl Drop for Watchdog {
+        fn drop(&mut self) {
+            let _ = self.0.send(());
+        }
+    }
+    let (alive, done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        if done.recv_timeout(Duration::from_secs(180)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            eprintln!("the watchdog barks");
+            std::process::exit(86);
+        }
+    });
+    Watchdog(alive)
 }
 
 // ---- layout
@@ -436,132 +480,6 @@ fn ready_means_that_a_pop_would_find_a_message() {
     assert!(!end.ring.is_ready(&end.popped));
 }
 
-// ---- death
-
-/// Every step at which a participant can die in a batch of `span`.
-fn steps(span: usize) -> impl Iterator<Item = Step> {
-    std::iter::once(Step::Claimed).chain((0..span).map(Step::Interior))
-}
-
-#[test]
-fn a_dead_producers_batch_is_buried_whole() {
-    for (span, step) in (1..=4).flat_map(|span| steps(span).map(move |step| (span, step))) {
-        let memory = memory(6);
-        let (victim, end) = (End::new(&memory, 1), End::new(&memory, 2));
-        end.push(0).unwrap();
-        victim.abandon_push(100, span, step).unwrap();
-        end.push(1).unwrap();
-        assert_eq!(end.pop(), Ok(0));
-        assert_eq!(end.ring.recover(claim_of_pop(end.pop())), 0);
-        assert_eq!(end.drain(), [1], "span {span}, died at {step:?}");
-        // Whole again.
-        assert_eq!(end.push_batch(10, 6).map(|(_, count)| count), Ok(6));
-        assert_eq!(End::new(&memory, 3).drain(), [10, 11, 12, 13, 14, 15]);
-    }
-}
-
-#[test]
-fn a_dead_consumers_batch_is_lost_whole() {
-    for (span, step) in (1..=4).flat_map(|span| steps(span).map(move |step| (span, step))) {
-        let memory = memory(5);
-        let (victim, end) = (End::new(&memory, 1), End::new(&memory, 2));
-        end.push_batch(0, 5).unwrap();
-        assert_eq!(victim.abandon_pop(span, step), Ok(span));
-        // Others go on without any repair.
-        assert_eq!(end.drain(), (span as u64..5).collect::<Vec<_>>());
-        // Producers need its slots.
-        let claim = claim_of_push(end.push(10));
-        assert_eq!(end.ring.recover(claim), span, "died at {step:?}");
-        assert_eq!(end.push_batch(10, 5).map(|(_, count)| count), Ok(5));
-        assert_eq!(End::new(&memory, 3).drain(), [10, 11, 12, 13, 14]);
-    }
-}
-
-#[test]
-fn recovery_counts_a_lost_message_once() {
-    let memory = memory(3);
-    let (victim, end) = (End::new(&memory, 1), End::new(&memory, 2));
-    end.push_batch(0, 3).unwrap();
-    victim.abandon_pop(3, Step::Interior(1)).unwrap();
-    let claim = claim_of_push(end.push(10));
-    assert_eq!(end.ring.recover(claim), 3);
-    assert_eq!(end.ring.recover(claim), 0);
-    assert_eq!(end.ring.recover_owner(1), 0);
-}
-
-#[test]
-fn a_sweep_repairs_everything_of_one_owner_and_nothing_else() {
-    let memory = memory(8);
-    let (victim, end) = (End::new(&memory, 1), End::new(&memory, 2));
-    end.push_batch(0, 4).unwrap();
-    victim.abandon_pop(2, Step::Claimed).unwrap();
-    end.abandon_pop(1, Step::Claimed).unwrap();
-    victim.abandon_push(100, 2, Step::Interior(1)).unwrap();
-    end.abandon_push(200, 1, Step::Claimed).unwrap();
-    assert_eq!(end.ring.recover_owner(1), 2);
-    assert_eq!(end.ring.recover_owner(1), 0);
-    let survivor = End::new(&memory, 3);
-    assert_eq!(survivor.pop(), Ok(3));
-    assert_eq!(claim_of_pop(survivor.pop()).owner(), 2);
-    assert_eq!(survivor.push_batch(9, 9).map(|(_, count)| count), Ok(3));
-    assert_eq!(claim_of_push(survivor.push(9)).owner(), 2);
-}
-
-#[test]
-fn a_claim_that_was_finished_in_the_meantime_is_left_alone() {
-    let memory = memory(2);
-    let (victim, end) = (End::new(&memory, 1), End::new(&memory, 2));
-    // The claim is read while the batch is written; the batch is published before its producer dies.
-    let mut seen = None;
-    victim
-        .ring
-        .try_push_batch(&victim.pushed, 1, 2, |i, slot| {
-            put(slot, i as u64);
-            seen = Some(claim_of_pop(end.pop()));
-        })
-        .unwrap();
-    assert_eq!(end.ring.recover(seen.unwrap()), 0);
-    assert_eq!(end.drain(), [0, 1]);
-    // Laps later the same claim still matches nothing.
-    end.push_batch(2, 2).unwrap();
-    assert_eq!(end.ring.recover(seen.unwrap()), 0);
-    assert_eq!(end.drain(), [2, 3]);
-}
-
-#[test]
-fn a_batch_claimed_over_the_end_of_the_ring_is_repaired() {
-    for step in steps(3) {
-        let memory = memory(4);
-        let (victim, end) = (End::new(&memory, 1), End::new(&memory, 2));
-        end.push_batch(0, 3).unwrap();
-        assert_eq!(end.drain(), [0, 1, 2]);
-        assert_eq!(victim.abandon_push(100, 3, step), Ok((3, 3)));
-        end.ring.recover_owner(1);
-        assert_eq!(end.drain(), []);
-        end.push_batch(3, 4).unwrap();
-        assert_eq!(victim.abandon_pop(3, step), Ok(3));
-        assert_eq!(end.ring.recover_owner(1), 3);
-        assert_eq!(End::new(&memory, 3).drain(), [6]);
-    }
-}
-
-#[test]
-fn a_ring_of_tombs_is_not_full() {
-    let memory = memory(3);
-    let end = End::new(&memory, 2);
-    for victim in 10..30 {
-        End::new(&memory, victim)
-            .abandon_push(0, 3, Step::Claimed)
-            .unwrap();
-        end.ring.recover_owner(victim);
-    }
-    for message in 5..8 {
-        assert!(end.push(message).is_ok(), "no consumer has come by to free the tombs");
-    }
-    assert_eq!(end.push(8), Err(PushError::Full));
-    assert_eq!(end.drain(), [5, 6, 7]);
-}
-
 // ---- bounds
 
 #[test]
@@ -595,22 +513,6 @@ fn a_batch_at_the_end_of_the_last_lap_is_cut() {
     assert_eq!(end.push_batch(1, 4), Err(PushError::Exhausted));
 }
 
-/// A generator good enough for tests (xorshift64*).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
-    }
-}
-
 #[test]
 fn scribbled_words_cause_no_panic_and_no_endless_loop() {
     let _watchdog = watchdog();
@@ -622,7 +524,7 @@ fn scribbled_words_cause_no_panic_and_no_endless_loop() {
             // Whole garbage, or plausible words of the first laps.
             *word = match round % 2 {
                 0 => random.next(),
-                _ => random.next() % 4 << 19 | random.next() % (1 << 19),
+                _ => ((random.next() % 4) << 19) | (random.next() % (1 << 19)),
             };
         }
         let skip = bytes.as_ptr().align_offset(64);
@@ -656,274 +558,4 @@ fn scribbled_words_cause_no_panic_and_no_endless_loop() {
             );
         }
     }
-}
-
-// ---- threads
-
-/// Ends the test process if the test takes minutes: it hangs.
-fn watchdog() -> impl Drop {
-    struct Watchdog(std::sync::mpsc::Sender<()>);
-    impl Drop for Watchdog {
-        fn drop(&mut self) {
-            let _ = self.0.send(());
-        }
-    }
-    let (alive, done) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        if done.recv_timeout(Duration::from_secs(180)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
-            eprintln!("the watchdog barks");
-            std::process::exit(86);
-        }
-    });
-    Watchdog(alive)
-}
-
-/// Messages say who sent them and as which: `producer << 32 | number`.
-fn message(producer: usize, number: u64) -> u64 {
-    (producer as u64) << 32 | number
-}
-
-/// Checks what one consumer sees: the numbers of each producer only grow.
-struct Witness {
-    last: Vec<Option<u64>>,
-    count: u64,
-    sum: u64,
-}
-
-impl Witness {
-    fn new(producers: usize) -> Self {
-        Witness {
-            last: vec![None; producers],
-            count: 0,
-            sum: 0,
-        }
-    }
-
-    fn see(&mut self, message: u64) {
-        let (producer, number) = ((message >> 32) as usize, message & 0xffff_ffff);
-        assert!(
-            self.last[producer] < Some(number),
-            "order of producer {producer} broken"
-        );
-        self.last[producer] = Some(number);
-        self.count += 1;
-        self.sum += number;
-    }
-}
-
-/// `producers` and `consumers` race over a ring; with `span` above 1 in batches of random length, and with `lag`
-/// everybody forgets its place now and then.
-fn race(capacity: usize, producers: usize, consumers: usize, each: u64, span: usize, lag: bool) {
-    let _watchdog = watchdog();
-    let memory = memory(capacity);
-    let total = each * producers as u64;
-    let (count, sum) = (AtomicU64::new(0), AtomicU64::new(0));
-    std::thread::scope(|scope| {
-        for producer in 0..producers {
-            let memory = &memory;
-            scope.spawn(move || {
-                let mut end = End::new(memory, 1 + producer as u16);
-                let mut random = Random(7 + producer as u64);
-                let mut number = 0;
-                while number < each {
-                    if lag && random.below(1000) == 0 {
-                        end.pushed = Cursor::new();
-                    }
-                    let want = (1 + random.below(span)).min((each - number) as usize);
-                    let pushed = match want {
-                        1 => end.push(message(producer, number)).map(|_| 1),
-                        _ => end
-                            .push_batch(message(producer, number), want)
-                            .map(|(_, count)| count as u64),
-                    };
-                    match pushed {
-                        Ok(count) => number += count,
-                        Err(_) => std::thread::yield_now(),
-                    }
-                }
-            });
-        }
-        for consumer in 0..consumers {
-            let (memory, count, sum) = (&memory, &count, &sum);
-            scope.spawn(move || {
-                let mut end = End::new(memory, 500 + consumer as u16);
-                let mut random = Random(99 + consumer as u64);
-                let mut witness = Witness::new(producers);
-                while count.load(SeqCst) < total {
-                    if lag && random.below(1000) == 0 {
-                        end.popped = Cursor::new();
-                    }
-                    let before = witness.count;
-                    match 1 + random.below(span) {
-                        1 => end.pop().into_iter().for_each(|m| witness.see(m)),
-                        max => end
-                            .pop_batch(max)
-                            .into_iter()
-                            .flatten()
-                            .for_each(|m| witness.see(m)),
-                    }
-                    match witness.count - before {
-                        0 => std::thread::yield_now(),
-                        new => _ = count.fetch_add(new, SeqCst),
-                    }
-                }
-                sum.fetch_add(witness.sum, SeqCst);
-            });
-        }
-    });
-    assert_eq!(count.into_inner(), total);
-    assert_eq!(sum.into_inner(), producers as u64 * (each * (each - 1) / 2));
-    assert_eq!(End::new(&memory, 1).pop(), Err(PopError::Empty));
-}
-
-#[test]
-fn one_producer_and_one_consumer_race() {
-    race(64, 1, 1, 300_000, 1, false);
-}
-
-#[test]
-fn two_producers_and_two_consumers_race() {
-    race(8, 2, 2, 200_000, 1, false);
-}
-
-#[test]
-fn a_ring_of_one_slot_survives_a_race() {
-    race(1, 2, 2, 50_000, 2, true);
-}
-
-#[test]
-fn a_ring_of_three_slots_survives_a_race() {
-    race(3, 2, 2, 100_000, 4, true);
-}
-
-#[test]
-fn batches_and_single_messages_race() {
-    race(16, 2, 2, 200_000, 16, false);
-}
-
-#[test]
-fn laggards_race_over_batches() {
-    race(13, 3, 3, 100_000, 8, true);
-}
-
-#[test]
-fn threads_that_share_a_cursor_race() {
-    let _watchdog = watchdog();
-    let memory = memory(8);
-    let end = End::new(&memory, 1);
-    let each = 100_000;
-    let (count, sum) = (AtomicU64::new(0), AtomicU64::new(0));
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                for number in 0..each {
-                    while end.push(number).is_err() {
-                        std::thread::yield_now();
-                    }
-                }
-            });
-            scope.spawn(|| {
-                while count.load(SeqCst) < 2 * each {
-                    match end.pop_batch(3) {
-                        Ok(got) => {
-                            sum.fetch_add(got.iter().sum(), SeqCst);
-                            count.fetch_add(got.len() as u64, SeqCst);
-                        }
-                        Err(_) => std::thread::yield_now(),
-                    }
-                }
-            });
-        }
-    });
-    assert_eq!(count.into_inner(), 2 * each);
-    assert_eq!(sum.into_inner(), each * (each - 1));
-}
-
-/// Producers and consumers that abandon an operation now and then and go on as somebody else: whoever meets what
-/// they left repairs it. Nothing is lost but what dead consumers had claimed, nothing arrives twice or out of order.
-#[test]
-fn survivors_of_random_deaths_finish() {
-    let _watchdog = watchdog();
-    const EACH: u64 = 100_000;
-    let memory = memory(7);
-    let dead: Vec<AtomicBool> = (0..1024).map(|_| AtomicBool::new(false)).collect();
-    let next_owner = AtomicUsize::new(1);
-    let (received, lost, finished) = (AtomicU64::new(0), AtomicU64::new(0), AtomicUsize::new(0));
-
-    let repair = |ring: &Ring<'_>, claim: Claim| {
-        if dead[usize::from(claim.owner())].load(SeqCst) {
-            lost.fetch_add(ring.recover(claim) as u64, SeqCst);
-        } else {
-            std::thread::yield_now();
-        }
-    };
-    let reborn = || End::new(&memory, next_owner.fetch_add(1, SeqCst) as u16);
-    let may_die = || next_owner.load(SeqCst) < 1000;
-
-    std::thread::scope(|scope| {
-        for producer in 0..2usize {
-            let (repair, reborn, may_die, dead, finished) = (&repair, &reborn, &may_die, &dead, &finished);
-            scope.spawn(move || {
-                let mut end = reborn();
-                let mut random = Random(3 + producer as u64);
-                let mut number = 0;
-                while number < EACH {
-                    let want = (1 + random.below(4)).min((EACH - number) as usize);
-                    if random.below(200) == 0 && may_die() {
-                        // What it had not published it sends again under its new name.
-                        let step = steps(want).nth(random.below(want + 1)).unwrap();
-                        if end.abandon_push(message(producer, number), want, step).is_ok() {
-                            dead[usize::from(end.me)].store(true, SeqCst);
-                            end = reborn();
-                        }
-                        continue;
-                    }
-                    match end.push_batch(message(producer, number), want) {
-                        Ok((_, count)) => number += count as u64,
-                        Err(PushError::Claimed(claim)) => repair(&end.ring, claim),
-                        Err(_) => std::thread::yield_now(),
-                    }
-                }
-                finished.fetch_add(1, SeqCst);
-            });
-        }
-        for consumer in 0..2usize {
-            let (repair, reborn, may_die, dead) = (&repair, &reborn, &may_die, &dead);
-            let (received, finished) = (&received, &finished);
-            scope.spawn(move || {
-                let mut end = reborn();
-                let mut random = Random(11 + consumer as u64);
-                let mut witness = Witness::new(2);
-                loop {
-                    let all_sent = finished.load(SeqCst) == 2;
-                    let max = 1 + random.below(4);
-                    if random.below(200) == 0 && may_die() {
-                        let step = steps(max).nth(random.below(max + 1)).unwrap();
-                        if end.abandon_pop(max, step).is_ok() {
-                            dead[usize::from(end.me)].store(true, SeqCst);
-                            end = reborn();
-                        }
-                        continue;
-                    }
-                    match end.pop_batch(max) {
-                        Ok(got) => got.into_iter().for_each(|m| witness.see(m)),
-                        Err(PopError::Claimed(claim)) => repair(&end.ring, claim),
-                        Err(PopError::Empty) if all_sent => break,
-                        Err(_) => std::thread::yield_now(),
-                    }
-                }
-                received.fetch_add(witness.count, SeqCst);
-            });
-        }
-    });
-    let swept: usize = (1..1024)
-        .map(|owner| memory.ring().recover_owner(owner as u16))
-        .sum();
-    let lost = lost.into_inner() + swept as u64;
-    assert!(lost > 0, "consumers died");
-    assert_eq!(received.into_inner() + lost, 2 * EACH);
-    assert_eq!(
-        End::new(&memory, 1).push_batch(0, 7).map(|(_, count)| count),
-        Ok(7)
-    );
 }
