@@ -43,7 +43,7 @@ pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const DROP_PATIENCE: Duration = Duration::from_millis(100);
 
 /// What to create.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Launch {
     /// The child's name, for its parent and in its handshake.
     pub(crate) name: String,

@@ -16,6 +16,7 @@ use crate::error::TaskError;
 use crate::function::Code;
 use crate::oneshot::OneShot;
 use crate::payload::Packed;
+use crate::pool::{Geometry, Record, RunItems};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use shm_core::socket::{self, MAX_MESSAGE};
@@ -28,6 +29,18 @@ use std::time::Instant;
 pub(crate) enum ToChild {
     /// Call this function with this argument, answer, and exit.
     Run { code: Code<OneShot>, argument: Packed },
+    /// Become a worker of the pool whose segment and arena come beside.
+    Work {
+        geometry: Geometry,
+        slot: u32,
+        incarnation: u16,
+    },
+    /// Pool: records name this function by this number from now on.
+    Define { number: u32, code: Code<RunItems> },
+    /// Pool: the arguments that [`ToParent::Fetch`] asked for.
+    Attach { record: Record, packed: Packed },
+    /// Pool: finish what is begun, and exit.
+    Stop,
 }
 
 /// From the child.
@@ -37,6 +50,12 @@ pub(crate) enum ToParent {
     Done { result: Packed },
     /// It did not, or its argument or result could not travel.
     Failed(TaskError),
+    /// Pool: joined, as this participant of the segment in this generation.
+    Attached { participant: u16, generation: u64 },
+    /// Pool: the arguments of this record do not lie in shared memory.
+    Fetch { record: Record },
+    /// Pool: what did not fit of the result of this record.
+    Spill { record: Record, packed: Packed },
 }
 
 /// Sends one message. Blocks while the other side's buffer is full, until `deadline`.

@@ -49,12 +49,14 @@ mod oneshot;
 mod oom;
 mod panic;
 mod payload;
+pub mod pool;
 mod process;
 mod spawner;
 mod startup;
 
 pub use error::{Error, Result, TaskError};
 pub use ipc_queue as queue;
+pub use pool::{Imap, ImapUnordered, Job, Pool, PoolBuilder, Task};
 pub use process::{ExitStatus, Process, ProcessBuilder};
 pub use shm_core as shm;
 pub use startup::init;

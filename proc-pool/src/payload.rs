@@ -22,7 +22,7 @@ pub(crate) struct Payload {
 
 /// A payload inside a message. The descriptors of a packed payload are the *last* ones of its message: a memory
 /// file first, if there is one, then the handles'.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Packed {
     Inline(Vec<u8>),
     File { len: u64 },

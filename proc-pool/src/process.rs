@@ -312,6 +312,10 @@ impl<R: DeserializeOwned> Process<R> {
                 }
             }
             Ok(Received::Message(ToParent::Failed(error), _)) => Outcome::Failed(error),
+            Ok(Received::Message(
+                ToParent::Attached { .. } | ToParent::Fetch { .. } | ToParent::Spill { .. },
+                _,
+            )) => Outcome::Failed(TaskError::unavailable("the child spoke as a worker of a pool")),
             Err(error) => Outcome::Failed(TaskError::unavailable(format!(
                 "receiving the result of process {}: {error}",
                 self.id()

@@ -300,6 +300,18 @@ fn serve(socket: BorrowedFd<'_>) -> ! {
         Ok(Some((ToChild::Run { code, argument }, descriptors))) => {
             oneshot::run(socket, code, argument, descriptors)
         }
+        Ok(Some((
+            ToChild::Work {
+                geometry,
+                slot,
+                incarnation,
+            },
+            descriptors,
+        ))) => crate::pool::worker::run(socket, geometry, slot, incarnation, descriptors),
+        Ok(Some(_)) => {
+            eprintln!("proc-pool: the first message makes a child a worker of a pool or runs a function");
+            std::process::exit(1)
+        }
         Ok(None) => std::process::exit(0),
         Err(error) => {
             eprintln!("proc-pool: {error}");

@@ -68,6 +68,16 @@ impl SendSession {
         }
     }
 
+    /// How many descriptors were collected so far.
+    pub fn len(&self) -> usize {
+        SENDING.with_borrow(|stack| stack.last().map_or(0, Vec::len))
+    }
+
+    /// Whether nothing that was serialised so far was a handle.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Ends the session and returns its descriptors, in the order of their indices.
     pub fn finish(self) -> Vec<OwnedFd> {
         let descriptors = SENDING.with_borrow_mut(|stack| stack.last_mut().map(std::mem::take));

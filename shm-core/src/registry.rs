@@ -91,6 +91,10 @@ impl<'m> Registry<'m> {
         self.words[0].store(u64::from(index) - 1, Ordering::Relaxed);
     }
 
+    pub(crate) fn generation(&self, index: u16) -> u64 {
+        self.entry(index).load(Ordering::Acquire) / GENERATION
+    }
+
     pub(crate) fn is_attached(&self, index: u16) -> bool {
         self.entry(index).load(Ordering::Acquire) & ATTACHED != 0
     }

@@ -286,6 +286,12 @@ impl Segment {
         self.registry().is_attached(participant)
     }
 
+    /// How often the index was taken so far. With [`Segment::is_attached`] it tells whether a certain holder was swept:
+    /// then the index is free, or has another generation.
+    pub fn generation(&self, participant: u16) -> u64 {
+        self.registry().generation(participant)
+    }
+
     /// The highest index that was ever taken.
     pub fn participants(&self) -> u16 {
         self.registry().highest()

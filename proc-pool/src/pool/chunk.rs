@@ -21,7 +21,10 @@ pub(super) const MAX_ITEM: usize = (1 << 31) - 1;
 pub(crate) type RunItems = fn(&mut Items<'_>);
 
 // SAFETY: a function pointer.
-#[allow(unsafe_code, reason = "the trait vouches for function pointers, and this is one")]
+#[allow(
+    unsafe_code,
+    reason = "the trait vouches for function pointers, and this is one"
+)]
 unsafe impl Signature for RunItems {}
 
 /// Appends one item to a chunk's arguments.
@@ -36,7 +39,8 @@ pub(super) fn push_item<A: Serialize>(chunk: &mut Vec<u8>, item: &A) -> Result<(
 fn push_framed<T: Serialize>(bytes: &mut Vec<u8>, value: &T, what: &str) -> Result<(), TaskError> {
     let start = bytes.len();
     bytes.extend_from_slice(&[0; 4]);
-    let failed = |error: &dyn std::fmt::Display| TaskError::codec(&format!("{what} cannot be encoded"), error);
+    let failed =
+        |error: &dyn std::fmt::Display| TaskError::codec(&format!("{what} cannot be encoded"), error);
     if let Err(error) = postcard::serialize_with_flavor(value, Append(bytes)) {
         bytes.truncate(start);
         return Err(failed(&error));
@@ -44,7 +48,9 @@ fn push_framed<T: Serialize>(bytes: &mut Vec<u8>, value: &T, what: &str) -> Resu
     let len = bytes.len() - start - 4;
     if len > MAX_ITEM {
         bytes.truncate(start);
-        return Err(failed(&format_args!("it has {len} bytes, and the limit is {MAX_ITEM}")));
+        return Err(failed(&format_args!(
+            "it has {len} bytes, and the limit is {MAX_ITEM}"
+        )));
     }
     let len = u32::try_from(len).expect("checked against MAX_ITEM");
     bytes[start..start + 4].copy_from_slice(&len.to_le_bytes());
@@ -103,7 +109,9 @@ pub(crate) struct Items<'a> {
 
 impl std::fmt::Debug for Items<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Items").field("range", &self.range).finish_non_exhaustive()
+        f.debug_struct("Items")
+            .field("range", &self.range)
+            .finish_non_exhaustive()
     }
 }
 
@@ -188,7 +196,9 @@ impl<'a> Results<'a> {
     pub(super) fn whole(bytes: &[u8], limit: u32) -> (u32, usize) {
         let (mut rest, mut count) = (bytes, 0);
         while count < limit {
-            let Some((_, _, after)) = split_entry(rest, 1) else { break };
+            let Some((_, _, after)) = split_entry(rest, 1) else {
+                break;
+            };
             rest = after;
             count += 1;
         }
@@ -200,10 +210,17 @@ impl<'a> Results<'a> {
     pub(super) fn next<R: DeserializeOwned>(&mut self) -> Result<R, TaskError> {
         let Some((header, content, rest)) = split_entry(self.bytes, 1) else {
             self.bytes = &[];
-            return Err(TaskError::codec("the result cannot be decoded", &"the worker's answer ends before it"));
+            return Err(TaskError::codec(
+                "the result cannot be decoded",
+                &"the worker's answer ends before it",
+            ));
         };
         self.bytes = rest;
-        if header & 1 == 0 { decode(content, "the result") } else { Err(decode(content, "the failure")?) }
+        if header & 1 == 0 {
+            decode(content, "the result")
+        } else {
+            Err(decode(content, "the failure")?)
+        }
     }
 }
 
@@ -230,17 +247,26 @@ mod tests {
 
     fn run(arguments: &[u8], range: std::ops::Range<u32>, code: RunItems) -> Collect {
         let mut collect = Collect::default();
-        code(&mut Items { arguments, range, outcomes: &mut collect, scratch: &mut Vec::new() });
+        code(&mut Items {
+            arguments,
+            range,
+            outcomes: &mut collect,
+            scratch: &mut Vec::new(),
+        });
         collect
     }
 
-    fn code<F: Fn(A) -> R + Copy + Send + Sync + 'static, A: DeserializeOwned, R: Serialize>(_: F) -> RunItems {
+    fn code<F: Fn(A) -> R + Copy + Send + Sync + 'static, A: DeserializeOwned, R: Serialize>(
+        _: F,
+    ) -> RunItems {
         run_items::<F, A, R>
     }
 
     fn chunk(items: &[u64]) -> Vec<u8> {
         let mut bytes = Vec::new();
-        items.iter().for_each(|item| push_item(&mut bytes, item).expect("encodes"));
+        items
+            .iter()
+            .for_each(|item| push_item(&mut bytes, item).expect("encodes"));
         bytes
     }
 
@@ -255,10 +281,16 @@ mod tests {
 
     #[test]
     fn a_panic_fails_its_item_alone() {
-        let done = run(&chunk(&[1, 2, 3]), 0..3, code(|x: u64| if x == 2 { panic!("two") } else { x }));
+        let done = run(
+            &chunk(&[1, 2, 3]),
+            0..3,
+            code(|x: u64| if x == 2 { panic!("two") } else { x }),
+        );
         let mut results = Results::new(&done.bytes);
         assert_eq!(results.next(), Ok(1u64));
-        assert!(matches!(results.next::<u64>(), Err(TaskError::Panicked { message, .. }) if message == "two"));
+        assert!(
+            matches!(results.next::<u64>(), Err(TaskError::Panicked { message, .. }) if message == "two")
+        );
         assert_eq!(results.next(), Ok(3u64));
     }
 
@@ -304,7 +336,10 @@ mod tests {
         }
         let mut bytes = chunk(&[1]);
         let before = bytes.clone();
-        assert!(matches!(push_item(&mut bytes, &Refuses), Err(TaskError::Codec { .. })));
+        assert!(matches!(
+            push_item(&mut bytes, &Refuses),
+            Err(TaskError::Codec { .. })
+        ));
         assert_eq!(bytes, before);
     }
 }

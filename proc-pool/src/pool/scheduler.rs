@@ -184,7 +184,9 @@ impl<P: Policy> Scheduler<P> {
 
     /// The cells in flight.
     pub fn in_flight(&self) -> impl Iterator<Item = (u32, &Piece)> {
-        (0..).zip(&self.cells).filter_map(|(cell, piece)| Some((cell, piece.as_ref()?)))
+        (0..)
+            .zip(&self.cells)
+            .filter_map(|(cell, piece)| Some((cell, piece.as_ref()?)))
     }
 
     /// Pieces that wait or are in flight.
@@ -222,7 +224,11 @@ impl<P: Policy> Scheduler<P> {
                 self.vacate(cell);
                 self.fill(actions);
             }
-            Event::WorkerDied { worker, running, lost } => self.worker_died(worker, running, lost, actions),
+            Event::WorkerDied {
+                worker,
+                running,
+                lost,
+            } => self.worker_died(worker, running, lost, actions),
             Event::JobDropped { job } => {
                 let removed = self.policy.remove_job(job);
                 self.outstanding -= removed.len();
@@ -271,16 +277,30 @@ impl<P: Policy> Scheduler<P> {
             // Numbers from shared memory: brought into range.
             let saved = saved.clamp(piece.items.start, piece.items.end);
             let current = current.clamp(saved, piece.items.end);
-            self.again(Piece { items: (current + 1).min(piece.items.end)..piece.items.end, ..piece.clone() });
+            self.again(Piece {
+                items: (current + 1).min(piece.items.end)..piece.items.end,
+                ..piece.clone()
+            });
             if current < piece.items.end {
                 if piece.retries > 0 {
                     let retries = piece.retries - 1;
-                    self.again(Piece { items: current..current + 1, retries, ..piece.clone() });
+                    self.again(Piece {
+                        items: current..current + 1,
+                        retries,
+                        ..piece.clone()
+                    });
                 } else {
-                    actions.push(Action::Fail { job: piece.job, load: piece.load, item: current });
+                    actions.push(Action::Fail {
+                        job: piece.job,
+                        load: piece.load,
+                        item: current,
+                    });
                 }
             }
-            self.again(Piece { items: saved..current, ..piece });
+            self.again(Piece {
+                items: saved..current,
+                ..piece
+            });
         }
         if self.futile >= self.futile_limit && !self.gave_up {
             self.gave_up = true;
@@ -311,7 +331,12 @@ mod tests {
     use std::collections::HashMap;
 
     fn piece(load: u32, items: Range<u32>) -> Piece {
-        Piece { job: 1, load, items, retries: 0 }
+        Piece {
+            job: 1,
+            load,
+            items,
+            retries: 0,
+        }
     }
 
     fn handle(scheduler: &mut Scheduler<Fifo>, event: Event) -> Vec<Action> {
@@ -323,9 +348,21 @@ mod tests {
     #[test]
     fn a_piece_waits_when_no_cell_is_free() {
         let mut s = Scheduler::new(Fifo::default(), 1, 1);
-        assert_eq!(handle(&mut s, Event::Submitted(piece(0, 0..3))), [Action::Send { cell: 0, piece: piece(0, 0..3) }]);
+        assert_eq!(
+            handle(&mut s, Event::Submitted(piece(0, 0..3))),
+            [Action::Send {
+                cell: 0,
+                piece: piece(0, 0..3)
+            }]
+        );
         assert_eq!(handle(&mut s, Event::Submitted(piece(1, 0..3))), []);
-        assert_eq!(handle(&mut s, Event::Finished { cell: 0 }), [Action::Send { cell: 0, piece: piece(1, 0..3) }]);
+        assert_eq!(
+            handle(&mut s, Event::Finished { cell: 0 }),
+            [Action::Send {
+                cell: 0,
+                piece: piece(1, 0..3)
+            }]
+        );
         assert_eq!(s.outstanding(), 1);
     }
 
@@ -333,38 +370,110 @@ mod tests {
     fn a_death_fails_only_the_item_that_ran() {
         let mut s = Scheduler::new(Fifo::default(), 1, 8);
         handle(&mut s, Event::Submitted(piece(0, 0..10)));
-        let running = vec![Running { cell: 0, saved: 3, current: 5 }];
-        let actions = handle(&mut s, Event::WorkerDied { worker: 0, running, lost: vec![] });
+        let running = vec![Running {
+            cell: 0,
+            saved: 3,
+            current: 5,
+        }];
+        let actions = handle(
+            &mut s,
+            Event::WorkerDied {
+                worker: 0,
+                running,
+                lost: vec![],
+            },
+        );
         // Saved 0..3 are kept, 3..5 were done but their results died, 5 is to blame, 6..10 never began.
-        assert_eq!(actions[0], Action::Fail { job: 1, load: 0, item: 5 });
-        assert_eq!(actions[1], Action::Send { cell: 0, piece: piece(0, 3..5) });
-        assert_eq!(actions[2], Action::Send { cell: 1, piece: piece(0, 6..10) });
+        assert_eq!(
+            actions[0],
+            Action::Fail {
+                job: 1,
+                load: 0,
+                item: 5
+            }
+        );
+        assert_eq!(
+            actions[1],
+            Action::Send {
+                cell: 0,
+                piece: piece(0, 3..5)
+            }
+        );
+        assert_eq!(
+            actions[2],
+            Action::Send {
+                cell: 1,
+                piece: piece(0, 6..10)
+            }
+        );
         assert_eq!(actions[3], Action::Spawn { worker: 0 });
     }
 
     #[test]
     fn a_retry_comes_before_the_rest_and_counts_down() {
         let mut s = Scheduler::new(Fifo::default(), 1, 1);
-        let first = Piece { retries: 1, ..piece(0, 0..3) };
+        let first = Piece {
+            retries: 1,
+            ..piece(0, 0..3)
+        };
         handle(&mut s, Event::Submitted(first.clone()));
         let died = |saved, current| Event::WorkerDied {
             worker: 0,
-            running: vec![Running { cell: 0, saved, current }],
+            running: vec![Running {
+                cell: 0,
+                saved,
+                current,
+            }],
             lost: vec![],
         };
         let actions = handle(&mut s, died(1, 1));
-        assert_eq!(actions[0], Action::Send { cell: 0, piece: piece(0, 1..2) });
+        assert_eq!(
+            actions[0],
+            Action::Send {
+                cell: 0,
+                piece: piece(0, 1..2)
+            }
+        );
         let actions = handle(&mut s, died(1, 1));
-        assert_eq!(actions[0], Action::Fail { job: 1, load: 0, item: 1 });
-        assert_eq!(actions[1], Action::Send { cell: 0, piece: Piece { items: 2..3, ..first } });
+        assert_eq!(
+            actions[0],
+            Action::Fail {
+                job: 1,
+                load: 0,
+                item: 1
+            }
+        );
+        assert_eq!(
+            actions[1],
+            Action::Send {
+                cell: 0,
+                piece: Piece { items: 2..3, ..first }
+            }
+        );
     }
 
     #[test]
     fn what_was_taken_but_not_begun_is_sent_again_unharmed() {
         let mut s = Scheduler::new(Fifo::default(), 1, 1);
         handle(&mut s, Event::Submitted(piece(0, 0..3)));
-        let actions = handle(&mut s, Event::WorkerDied { worker: 4, running: vec![], lost: vec![0] });
-        assert_eq!(actions, [Action::Send { cell: 0, piece: piece(0, 0..3) }, Action::Spawn { worker: 4 }]);
+        let actions = handle(
+            &mut s,
+            Event::WorkerDied {
+                worker: 4,
+                running: vec![],
+                lost: vec![0],
+            },
+        );
+        assert_eq!(
+            actions,
+            [
+                Action::Send {
+                    cell: 0,
+                    piece: piece(0, 0..3)
+                },
+                Action::Spawn { worker: 4 }
+            ]
+        );
     }
 
     #[test]
@@ -372,13 +481,23 @@ mod tests {
         let mut s = Scheduler::new(Fifo::default(), 2, 1);
         handle(&mut s, Event::Submitted(piece(0, 0..1)));
         handle(&mut s, Event::Submitted(piece(1, 0..1)));
-        let died = || Event::WorkerDied { worker: 0, running: vec![], lost: vec![] };
+        let died = || Event::WorkerDied {
+            worker: 0,
+            running: vec![],
+            lost: vec![],
+        };
         for _ in 1..2 * FUTILE_DEATHS {
             assert_eq!(handle(&mut s, died()), [Action::Spawn { worker: 0 }]);
         }
-        assert_eq!(handle(&mut s, died()), [Action::Discard(piece(1, 0..1)), Action::GiveUp]);
+        assert_eq!(
+            handle(&mut s, died()),
+            [Action::Discard(piece(1, 0..1)), Action::GiveUp]
+        );
         assert!(!s.is_open());
-        assert_eq!(handle(&mut s, Event::Submitted(piece(2, 0..1))), [Action::Discard(piece(2, 0..1))]);
+        assert_eq!(
+            handle(&mut s, Event::Submitted(piece(2, 0..1))),
+            [Action::Discard(piece(2, 0..1))]
+        );
     }
 
     #[test]
@@ -387,7 +506,11 @@ mod tests {
         handle(&mut s, Event::Submitted(piece(0, 0..1)));
         assert_eq!(handle(&mut s, Event::Closed), []);
         assert_eq!(handle(&mut s, Event::Finished { cell: 0 }), [Action::Drained]);
-        let died = Event::WorkerDied { worker: 0, running: vec![], lost: vec![] };
+        let died = Event::WorkerDied {
+            worker: 0,
+            running: vec![],
+            lost: vec![],
+        };
         assert_eq!(handle(&mut s, died), [], "nobody is replaced any more");
     }
 
@@ -396,9 +519,31 @@ mod tests {
         let mut s = Scheduler::new(Fifo::default(), 1, 2);
         handle(&mut s, Event::Submitted(piece(0, 4..6)));
         assert_eq!(handle(&mut s, Event::Finished { cell: 77 }), []);
-        let running = vec![Running { cell: 0, saved: u32::MAX, current: 0 }, Running { cell: 9, saved: 0, current: 0 }];
-        let actions = handle(&mut s, Event::WorkerDied { worker: 0, running, lost: vec![1, 99] });
-        assert_eq!(actions, [Action::Spawn { worker: 0 }], "all items counted as saved");
+        let running = vec![
+            Running {
+                cell: 0,
+                saved: u32::MAX,
+                current: 0,
+            },
+            Running {
+                cell: 9,
+                saved: 0,
+                current: 0,
+            },
+        ];
+        let actions = handle(
+            &mut s,
+            Event::WorkerDied {
+                worker: 0,
+                running,
+                lost: vec![1, 99],
+            },
+        );
+        assert_eq!(
+            actions,
+            [Action::Spawn { worker: 0 }],
+            "all items counted as saved"
+        );
         assert_eq!(s.outstanding(), 0);
     }
 
@@ -406,11 +551,23 @@ mod tests {
     fn dropping_a_job_discards_what_waits_of_it() {
         let mut s = Scheduler::new(Fifo::default(), 1, 1);
         handle(&mut s, Event::Submitted(piece(0, 0..1)));
-        let other = Piece { job: 2, ..piece(1, 0..1) };
+        let other = Piece {
+            job: 2,
+            ..piece(1, 0..1)
+        };
         handle(&mut s, Event::Submitted(other.clone()));
         handle(&mut s, Event::Submitted(piece(2, 0..1)));
-        assert_eq!(handle(&mut s, Event::JobDropped { job: 1 }), [Action::Discard(piece(2, 0..1))]);
-        assert_eq!(handle(&mut s, Event::Finished { cell: 0 }), [Action::Send { cell: 0, piece: other }]);
+        assert_eq!(
+            handle(&mut s, Event::JobDropped { job: 1 }),
+            [Action::Discard(piece(2, 0..1))]
+        );
+        assert_eq!(
+            handle(&mut s, Event::Finished { cell: 0 }),
+            [Action::Send {
+                cell: 0,
+                piece: other
+            }]
+        );
     }
 
     /// Ten thousand workers that die at random: every item gets exactly one outcome.
@@ -429,7 +586,15 @@ mod tests {
         let mut queue: VecDeque<(u32, Piece)> = VecDeque::new();
         let mut actions = Vec::new();
         for load in 0..30_000 {
-            s.handle(Event::Submitted(Piece { job: 0, load, items: 0..5, retries: 1 }), &mut actions);
+            s.handle(
+                Event::Submitted(Piece {
+                    job: 0,
+                    load,
+                    items: 0..5,
+                    retries: 1,
+                }),
+                &mut actions,
+            );
         }
         loop {
             for action in actions.drain(..) {
@@ -440,14 +605,24 @@ mod tests {
                     other => panic!("unexpected {other:?}"),
                 }
             }
-            let Some((cell, piece)) = queue.pop_front() else { break };
-            let mut done = |items: Range<u32>| items.for_each(|i| *outcomes.entry((piece.load, i)).or_default() += 1);
+            let Some((cell, piece)) = queue.pop_front() else {
+                break;
+            };
+            let mut done =
+                |items: Range<u32>| items.for_each(|i| *outcomes.entry((piece.load, i)).or_default() += 1);
             if draw(4) == 0 {
                 let saved = piece.items.start + draw(piece.items.end - piece.items.start + 1);
                 let current = saved + draw(piece.items.end - saved + 1);
                 done(piece.items.start..saved);
                 let running = vec![Running { cell, saved, current }];
-                s.handle(Event::WorkerDied { worker: draw(workers), running, lost: vec![] }, &mut actions);
+                s.handle(
+                    Event::WorkerDied {
+                        worker: draw(workers),
+                        running,
+                        lost: vec![],
+                    },
+                    &mut actions,
+                );
             } else {
                 done(piece.items.clone());
                 s.handle(Event::Finished { cell }, &mut actions);

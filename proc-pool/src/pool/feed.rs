@@ -1,0 +1,528 @@
+//! Jobs: options for calls of one function, and the iterators that feed items to the workers.
+
+use super::Pool;
+use super::chunk::{RunItems, push_item, run_items};
+use super::dispatch::{Batch, JobHandle, Outcome, Prepared};
+use super::task::Task;
+use crate::error::{Error, Result, TaskError};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use shm_core::handle::{ReceiveSession, SendSession};
+use std::collections::VecDeque;
+use std::fmt;
+use std::iter::Fuse;
+use std::marker::PhantomData;
+
+/// Chunks in flight of one job, unless there are so many workers that they need more.
+const WINDOW: usize = 512;
+/// Chunks in flight per worker, at least.
+const WINDOW_PER_WORKER: usize = 4;
+/// Chunks handed over together.
+const HAND_OVER: usize = 32;
+/// A chunk is cut when its items have so many bytes, whatever its size in items.
+const CHUNK_BYTES: usize = 256 << 10;
+/// The largest automatic chunk, in items: beyond it dispatch costs nothing compared with the items.
+const AUTOMATIC_CHUNK: usize = 1024;
+/// Automatic chunks per worker, so that the last ones even out.
+const CHUNKS_PER_WORKER: usize = 16;
+
+/// Calls of one function with options. From [`Pool::job`].
+///
+/// # Examples
+///
+/// ```
+/// # fn main() -> proc_pool::Result<()> {
+/// # proc_pool::init();
+/// let pool = proc_pool::Pool::new(2)?;
+/// let doubled = pool.job(|n: u32| n * 2).chunk_size(10).retries(1).map(0..100)?;
+/// assert_eq!(doubled[99], 198);
+/// # Ok(()) }
+/// ```
+pub struct Job<'p, F, A, R> {
+    pool: &'p Pool,
+    function: F,
+    retries: u32,
+    chunk_size: Option<usize>,
+    in_flight: Option<usize>,
+    types: PhantomData<fn(A) -> R>,
+}
+
+impl<F: Copy, A, R> Clone for Job<'_, F, A, R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<F: Copy, A, R> Copy for Job<'_, F, A, R> {}
+
+impl<F, A, R> fmt::Debug for Job<'_, F, A, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Job")
+            .field("function", &std::any::type_name::<F>())
+            .field("retries", &self.retries)
+            .field("chunk_size", &self.chunk_size)
+            .field("in_flight", &self.in_flight)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'p, F, A, R> Job<'p, F, A, R>
+where
+    F: Fn(A) -> R + Copy + Send + Sync + 'static,
+    A: Serialize + DeserializeOwned,
+    R: Serialize + DeserializeOwned,
+{
+    pub(super) fn new(pool: &'p Pool, function: F) -> Self {
+        Self {
+            pool,
+            function,
+            retries: 0,
+            chunk_size: None,
+            in_flight: None,
+            types: PhantomData,
+        }
+    }
+
+    /// How often an item whose worker died is tried again before it fails. A panic is an answer, and not tried again.
+    /// Without it: never, because the item may have had effects.
+    pub fn retries(mut self, retries: u32) -> Self {
+        self.retries = retries;
+        self
+    }
+
+    /// How many items travel together. Without it, `map` chooses by their number (at most 1024), and the lazy
+    /// iterators send each alone.
+    pub fn chunk_size(mut self, items: usize) -> Self {
+        self.chunk_size = Some(items);
+        self
+    }
+
+    /// How many items may be on their way at once (for [`Job::imap`]: and not taken yet). Without it, about 512 chunks.
+    pub fn in_flight(mut self, items: usize) -> Self {
+        self.in_flight = Some(items);
+        self
+    }
+
+    fn open(&self, attended: bool) -> Result<JobHandle> {
+        // It is enough that there is one: the trampoline makes its own.
+        let _: F = self.function;
+        let (code, label) = (run_items::<F, A, R> as RunItems, std::any::type_name::<F>());
+        self.pool.dispatcher.open_job(code, label, self.retries, attended)
+    }
+
+    /// See [`Pool::call`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn call(&self, argument: A) -> Result<R> {
+        let job = self.open(true)?;
+        let mut prepared = prepare_one(&argument)?;
+        let mut batch = Batch::default();
+        job.dispatcher().call(&job, &mut prepared, &mut batch)?;
+        let outcome = batch.drain().next().map(|outcome| only(outcome));
+        Ok(outcome.unwrap_or(Err(TaskError::PoolClosed))?)
+    }
+
+    /// See [`Pool::submit`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn submit(&self, argument: A) -> Result<Task<R>> {
+        self.pool.need_receiver()?;
+        let mut prepared = prepare_one(&argument)?;
+        let job = self.open(false)?;
+        job.submit(&mut prepared, false)?;
+        Ok(Task::new(job))
+    }
+
+    /// See [`Pool::map`].
+    ///
+    /// # Errors
+    ///
+    /// As there; `is_invalid_input` for a chunk size or a number in flight of 0.
+    pub fn map(&self, items: impl IntoIterator<Item = A>) -> Result<Vec<R>> {
+        let items = items.into_iter();
+        let (least, most) = items.size_hint();
+        let mut results: Vec<Option<R>> = Vec::new();
+        let mut first_failure: Option<(u64, TaskError)> = None;
+        let mut take = |index: u64, outcome: std::result::Result<R, TaskError>| match outcome {
+            Ok(result) => {
+                let at = usize::try_from(index).expect("indices of items in memory");
+                if results.len() <= at {
+                    results.resize_with(at + 1, || None);
+                }
+                results[at] = Some(result);
+            }
+            Err(error) if first_failure.as_ref().is_none_or(|(first, _)| index < *first) => {
+                first_failure = Some((index, error));
+            }
+            Err(_) => {}
+        };
+        let workers = self.pool.dispatcher.workers();
+        let automatic = match most {
+            Some(most) if most == least => (least / (workers * CHUNKS_PER_WORKER)).clamp(1, AUTOMATIC_CHUNK),
+            _ => 64,
+        };
+        let mut feed = Feed::start(self, items, automatic)?;
+        loop {
+            feed.top_up(feed.settled)?;
+            feed.take_early(&mut take);
+            if feed.is_done() {
+                break;
+            }
+            feed.receive(&mut take)?;
+        }
+        if let Some((_, error)) = first_failure {
+            return Err(error.into());
+        }
+        let count = results.len();
+        let results: Vec<R> = results.into_iter().flatten().collect();
+        // Every index was sent and settled once, so this does not happen.
+        if results.len() == count {
+            Ok(results)
+        } else {
+            Err(TaskError::unavailable("a result is missing").into())
+        }
+    }
+
+    /// See [`Pool::imap`]. What is wrong with the options or the pool is the first item.
+    pub fn imap<I: IntoIterator<Item = A>>(&self, items: I) -> Imap<'p, I::IntoIter, R> {
+        Imap {
+            feed: Source::start(self, items.into_iter()),
+            ahead: VecDeque::new(),
+            next: 0,
+            pool: PhantomData,
+        }
+    }
+
+    /// See [`Pool::imap_unordered`]. What is wrong with the options or the pool is the first item.
+    pub fn imap_unordered<I: IntoIterator<Item = A>>(&self, items: I) -> ImapUnordered<'p, I::IntoIter, R> {
+        let feed = Source::start(self, items.into_iter());
+        ImapUnordered {
+            feed,
+            arrived: VecDeque::new(),
+            pool: PhantomData,
+        }
+    }
+}
+
+fn prepare_one<A: Serialize>(argument: &A) -> Result<Prepared> {
+    let mut prepared = Prepared::default();
+    let session = SendSession::begin();
+    push_item(prepared.bytes(), argument)?;
+    prepared.seal(0, 0, 1, session.finish())?;
+    Ok(prepared)
+}
+
+/// The outcome of a job of one item.
+pub(super) fn only<R: DeserializeOwned>(outcome: Outcome<'_>) -> std::result::Result<R, TaskError> {
+    let _session = ReceiveSession::begin(outcome.descriptors);
+    outcome.content?.next()
+}
+
+/// Items on their way in and outcomes on their way out, for one job.
+struct Feed<I: Iterator> {
+    job: JobHandle,
+    items: Fuse<I>,
+    chunk: usize,
+    window: u64,
+    /// Items taken from the iterator.
+    sent: u64,
+    /// Items with an outcome.
+    settled: u64,
+    exhausted: bool,
+    prepared: Prepared,
+    batch: Batch,
+    /// Items that could not be encoded.
+    early: VecDeque<(u64, TaskError)>,
+}
+
+impl<I: Iterator<Item: Serialize + DeserializeOwned>> Feed<I> {
+    fn start<F, R>(options: &Job<'_, F, I::Item, R>, items: I, automatic: usize) -> Result<Self>
+    where
+        F: Fn(I::Item) -> R + Copy + Send + Sync + 'static,
+        R: Serialize + DeserializeOwned,
+    {
+        let chunk = options.chunk_size.unwrap_or(automatic);
+        if chunk == 0 || u32::try_from(chunk).is_err() {
+            return Err(Error::invalid(format!(
+                "a chunk has 1 to {} items, not {chunk}",
+                u32::MAX
+            )));
+        }
+        if options.in_flight == Some(0) {
+            return Err(Error::invalid("at least 1 item must be allowed in flight, not 0"));
+        }
+        let job = options.open(true)?;
+        let window = WINDOW.max(job.dispatcher().workers() * WINDOW_PER_WORKER);
+        let window = options.in_flight.unwrap_or(window.saturating_mul(chunk));
+        Ok(Self {
+            job,
+            items: items.fuse(),
+            chunk: chunk.min(window),
+            window: window as u64,
+            sent: 0,
+            settled: 0,
+            exhausted: false,
+            prepared: Prepared::default(),
+            batch: Batch::default(),
+            early: VecDeque::new(),
+        })
+    }
+
+    fn is_done(&self) -> bool {
+        self.exhausted && self.settled == self.sent
+    }
+
+    /// Takes items and hands them over until the window is full; `taken` items count as out of the window.
+    fn top_up(&mut self, taken: u64) -> Result<()> {
+        let free = |feed: &Self| feed.window - (feed.sent - taken);
+        // Wait for room for a good many chunks at once: every hand-over takes a lock.
+        let enough = ((HAND_OVER * self.chunk) as u64).min(self.window / 2).max(1);
+        if self.exhausted || (free(self) < enough && self.sent > self.settled) {
+            return Ok(());
+        }
+        while !self.exhausted && free(self) > 0 {
+            self.next_chunk(free(self))?;
+            if self.prepared.len() >= HAND_OVER {
+                self.job.submit(&mut self.prepared, true)?;
+            }
+        }
+        if self.prepared.len() > 0 {
+            self.job.submit(&mut self.prepared, true)?;
+        }
+        Ok(())
+    }
+
+    fn next_chunk(&mut self, room: u64) -> Result<()> {
+        let most = u64::min(self.chunk as u64, room);
+        let (start, first) = (self.prepared.bytes().len(), self.sent);
+        let session = SendSession::begin();
+        while self.sent - first < most && self.prepared.bytes().len() - start < CHUNK_BYTES {
+            let Some(item) = self.items.next() else {
+                self.exhausted = true;
+                break;
+            };
+            if let Err(error) = push_item(self.prepared.bytes(), &item) {
+                // It ends the chunk, so that a chunk's items are numbered without gaps.
+                self.early.push_back((self.sent, error));
+                self.sent += 1;
+                let count = u32::try_from(self.sent - 1 - first).expect("a chunk fits");
+                return self.seal(start, first, count, session);
+            }
+            self.sent += 1;
+        }
+        let count = u32::try_from(self.sent - first).expect("a chunk fits");
+        self.seal(start, first, count, session)
+    }
+
+    fn seal(&mut self, start: usize, first: u64, count: u32, session: SendSession) -> Result<()> {
+        if count == 0 {
+            return Ok(());
+        }
+        self.prepared.seal(start, first, count, session.finish())
+    }
+
+    /// Outcomes of items that never left.
+    fn take_early<R>(&mut self, take: &mut impl FnMut(u64, std::result::Result<R, TaskError>)) {
+        while let Some((index, error)) = self.early.pop_front() {
+            self.settled += 1;
+            take(index, Err(error));
+        }
+    }
+
+    /// Waits for outcomes and passes them on.
+    fn receive<R: DeserializeOwned>(
+        &mut self,
+        take: &mut impl FnMut(u64, std::result::Result<R, TaskError>),
+    ) -> std::result::Result<(), TaskError> {
+        self.job.outcomes(&mut self.batch, None)?;
+        let settled = &mut self.settled;
+        for outcome in self.batch.drain() {
+            let _session = ReceiveSession::begin(outcome.descriptors);
+            let mut content = outcome.content;
+            for index in outcome.first..outcome.first + u64::from(outcome.count) {
+                *settled += 1;
+                take(
+                    index,
+                    content
+                        .as_mut()
+                        .map_err(|error| error.clone())
+                        .and_then(|results| results.next()),
+                );
+            }
+        }
+        self.batch.clear();
+        Ok(())
+    }
+}
+
+/// A feed that may not have started, or has ended.
+enum Source<I: Iterator> {
+    Feeding(Box<Feed<I>>),
+    Failed(TaskError),
+    Over,
+}
+
+impl<I: Iterator<Item: Serialize + DeserializeOwned>> Source<I> {
+    fn start<F, R>(options: &Job<'_, F, I::Item, R>, items: I) -> Self
+    where
+        F: Fn(I::Item) -> R + Copy + Send + Sync + 'static,
+        R: Serialize + DeserializeOwned,
+    {
+        match Feed::start(options, items, 1) {
+            Ok(feed) => Self::Feeding(Box::new(feed)),
+            Err(error) => Self::Failed(into_task_error(error)),
+        }
+    }
+
+    /// Feeds and waits until something was taken or the items are over. `taken` items count as out of the window.
+    fn advance<R: DeserializeOwned>(
+        &mut self,
+        taken: u64,
+        mut take: impl FnMut(u64, std::result::Result<R, TaskError>),
+    ) -> Option<std::result::Result<(), TaskError>> {
+        match std::mem::replace(self, Self::Over) {
+            Self::Feeding(mut feed) => {
+                if let Err(error) = feed.top_up(taken) {
+                    return Some(Err(into_task_error(error)));
+                }
+                let settled = feed.settled;
+                feed.take_early(&mut take);
+                if feed.is_done() && feed.settled == settled {
+                    return None;
+                }
+                if feed.settled == settled {
+                    if let Err(error) = feed.receive(&mut take) {
+                        return Some(Err(error));
+                    }
+                }
+                *self = Self::Feeding(feed);
+                Some(Ok(()))
+            }
+            Self::Failed(error) => Some(Err(error)),
+            Self::Over => None,
+        }
+    }
+
+    /// Keeps the workers supplied while there are results to yield. Errors show when they run out.
+    fn keep_supplied(&mut self, taken: u64) {
+        if let Self::Feeding(feed) = self {
+            if let Err(error) = feed.top_up(taken) {
+                *self = Self::Failed(into_task_error(error));
+            }
+        }
+    }
+}
+
+fn into_task_error(error: Error) -> TaskError {
+    if error.is_closed() {
+        return TaskError::PoolClosed;
+    }
+    error
+        .into_task()
+        .unwrap_or_else(|error| TaskError::unavailable(error.to_string()))
+}
+
+/// Results in the order of their items. From [`Pool::imap`].
+///
+/// Blocks while the next result is not there; woken by the worker that has it, or by its death. Dropping it takes
+/// back what no worker has begun. After an error that ends the pool it yields nothing more.
+pub struct Imap<'p, I: Iterator, R> {
+    feed: Source<I>,
+    /// Outcomes from item `next` on, where they have come.
+    ahead: VecDeque<Option<std::result::Result<R, TaskError>>>,
+    next: u64,
+    pool: PhantomData<&'p Pool>,
+}
+
+impl<I, R> Iterator for Imap<'_, I, R>
+where
+    I: Iterator<Item: Serialize + DeserializeOwned>,
+    R: DeserializeOwned,
+{
+    type Item = std::result::Result<R, TaskError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(Some(_)) = self.ahead.front() {
+                self.next += 1;
+                let outcome = self.ahead.pop_front().flatten();
+                self.feed.keep_supplied(self.next);
+                return outcome;
+            }
+            let (next, ahead) = (self.next, &mut self.ahead);
+            let advanced = self.feed.advance(next, |index, outcome| {
+                // Each index comes once, and none below `next` is open.
+                let at = usize::try_from(index.saturating_sub(next)).expect("the window fits into memory");
+                if ahead.len() <= at {
+                    ahead.resize_with(at + 1, || None);
+                }
+                ahead[at] = Some(outcome);
+            });
+            match advanced? {
+                Ok(()) => {}
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+/// Results in the order in which they come. From [`Pool::imap_unordered`]; see [`Imap`].
+pub struct ImapUnordered<'p, I: Iterator, R> {
+    feed: Source<I>,
+    arrived: VecDeque<std::result::Result<R, TaskError>>,
+    pool: PhantomData<&'p Pool>,
+}
+
+impl<I, R> Iterator for ImapUnordered<'_, I, R>
+where
+    I: Iterator<Item: Serialize + DeserializeOwned>,
+    R: DeserializeOwned,
+{
+    type Item = std::result::Result<R, TaskError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(outcome) = self.arrived.pop_front() {
+                return Some(outcome);
+            }
+            let (settled, arrived) = (self.feed.settled(), &mut self.arrived);
+            match self
+                .feed
+                .advance(settled, |_, outcome| arrived.push_back(outcome))?
+            {
+                Ok(()) => self.feed.keep_supplied(self.feed.settled()),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+impl<I: Iterator> Source<I> {
+    fn settled(&self) -> u64 {
+        match self {
+            Self::Feeding(feed) => feed.settled,
+            Self::Failed(_) | Self::Over => 0,
+        }
+    }
+}
+
+impl<I: Iterator, R> fmt::Debug for Imap<'_, I, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Imap")
+            .field("next", &self.next)
+            .field("ahead", &self.ahead.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<I: Iterator, R> fmt::Debug for ImapUnordered<'_, I, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ImapUnordered")
+            .field("arrived", &self.arrived.len())
+            .finish_non_exhaustive()
+    }
+}
