@@ -29,16 +29,20 @@ impl Chaos {
         }
     }
 
-    /// The worker to kill now that `results` are in, if it is time.
-    pub fn victim(&mut self, results: u64, workers: &[u32]) -> Option<u32> {
-        if self.left == 0 || results < self.next_at || workers.is_empty() {
+    /// The worker to kill now that `results` are in, if it is time; `workers` tells which there are.
+    pub fn victim(&mut self, results: u64, workers: impl FnOnce() -> Vec<u32>) -> Option<u32> {
+        if self.left == 0 || results < self.next_at {
+            return None;
+        }
+        let workers = workers();
+        let count = workers.len() as u64;
+        if count == 0 {
             return None;
         }
         self.next_at = results * GROWTH;
         self.left -= 1;
-        let count = workers.len() as u64;
         let index =
-            usize::try_from(self.dice.hash_one(results) % count).expect("less than the length of a slice");
+            usize::try_from(self.dice.hash_one(results) % count).expect("less than the length of a vector");
         Some(workers[index])
     }
 }
@@ -57,7 +61,7 @@ mod tests {
     fn kills_come_at_growing_counts_and_end() {
         let mut chaos = Chaos::new();
         let at: Vec<u64> = (0..10_000)
-            .filter(|&results| chaos.victim(results, &[7]).is_some())
+            .filter(|&results| chaos.victim(results, || vec![7]).is_some())
             .collect();
         assert_eq!(at, [1, 4, 16, 64, 256]);
     }
@@ -65,7 +69,7 @@ mod tests {
     #[test]
     fn the_victim_is_one_of_the_workers() {
         for _ in 0..100 {
-            let victim = Chaos::new().victim(1, &[3, 5, 9]).expect("it is time");
+            let victim = Chaos::new().victim(1, || vec![3, 5, 9]).expect("it is time");
             assert!([3, 5, 9].contains(&victim));
         }
     }
@@ -73,7 +77,7 @@ mod tests {
     #[test]
     fn without_workers_a_kill_waits() {
         let mut chaos = Chaos::new();
-        assert_eq!(chaos.victim(1, &[]), None);
-        assert_eq!(chaos.victim(2, &[8]), Some(8));
+        assert_eq!(chaos.victim(1, Vec::new), None);
+        assert_eq!(chaos.victim(2, || vec![8]), Some(8));
     }
 }

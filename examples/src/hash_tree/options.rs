@@ -16,7 +16,7 @@ Prints the SHA-256 of every regular file below DIR (default: the current directo
   -h, --help        print this text
 
 Digests go to stdout; progress, problems and a summary to stderr. Symbolic links are not followed.
-Exit code: 0 done, 1 some file or directory could not be read, 2 nothing could be done.
+Exit code: 0 done, 1 some file or directory could not be read, 2 the run could not be done.
 ";
 
 /// What the command line asks for.

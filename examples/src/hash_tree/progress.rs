@@ -80,8 +80,13 @@ impl Progress {
 
     /// Something under `path` was skipped, and why.
     pub fn problem(&self, path: &OsStr, why: &dyn Display) {
+        self.failure(&format!("{path:?}: {why}"));
+    }
+
+    /// Something went wrong that has no path.
+    pub fn failure(&self, line: &str) {
         self.problems.fetch_add(1, Relaxed);
-        self.note(&format!("{path:?}: {why}"));
+        self.note(line);
     }
 
     /// Prints a line above the bar.
