@@ -3,3 +3,8 @@
 #![warn(missing_docs)]
 
 pub mod hash_tree;
+
+/// Compiles and runs the examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;
