@@ -231,7 +231,7 @@ impl<'m> Ring<'m> {
     /// # If the peer dies
     ///
     /// A message whose push has returned outlives its producer. See [`PushError::Claimed`] for dead consumers.
-    #[inline]
+    #[inline(always)]
     pub fn try_push(&self, cursor: &Cursor, me: u16, write: impl FnOnce(*mut u8)) -> Result<u64, PushError> {
         let held = self.claim_free(cursor, me, 1)?;
         crash_point!("ring.push.claimed");
@@ -239,7 +239,7 @@ impl<'m> Ring<'m> {
         self.slots.write(held.index, write);
         std::mem::forget(withdraw);
         crash_point!("ring.push.written");
-        self.publish(&held);
+        self.publish_header(&held);
         Ok(held.ticket)
     }
 
@@ -284,7 +284,7 @@ impl<'m> Ring<'m> {
     /// # If the peer dies
     ///
     /// A consumer that dies in here takes the message with it. See [`PopError::Claimed`] for dead producers.
-    #[inline]
+    #[inline(always)]
     pub fn try_pop<R>(
         &self,
         cursor: &Cursor,
@@ -297,7 +297,7 @@ impl<'m> Ring<'m> {
         let message = self.slots.read(held.index, read);
         std::mem::forget(withdraw);
         crash_point!("ring.pop.read");
-        self.release(&held);
+        self.release_header(&held);
         Ok(message)
     }
 
@@ -333,7 +333,7 @@ impl<'m> Ring<'m> {
     }
 
     /// Claims up to `count` free tickets from the true tail on.
-    #[inline]
+    #[inline(always)]
     fn claim_free(&self, cursor: &Cursor, me: u16, count: u64) -> Result<Held, PushError> {
         let start = cursor.ticket();
         let mut ticket = start;
@@ -380,7 +380,7 @@ impl<'m> Ring<'m> {
     }
 
     /// Claims up to `count` published tickets from the true head on.
-    #[inline]
+    #[inline(always)]
     fn claim_full(&self, cursor: &Cursor, me: u16, count: u64) -> Result<Held, PopError> {
         let start = cursor.ticket();
         let mut ticket = start;
