@@ -47,7 +47,13 @@ pub enum Refusal {
 
 /// The machinery of a codec. `limit` is the longest message of the queue at hand, as [`Encoding::limit`] gave it.
 pub trait Encoding<T> {
-    /// A message outside of its slot.
+    /// Where a value is encoded.
+    type Room;
+    /// A value that is ready to be stored, in its room or where it was.
+    type Staged<'v>
+    where
+        T: 'v;
+    /// A message that was copied out of its slot.
     type Message;
     /// What both ends must agree on.
     const LAYOUT: u64;
@@ -58,15 +64,18 @@ pub trait Encoding<T> {
     /// The longest message that a slot with this payload takes; `None` if the payload is not one of this codec's.
     fn limit(payload_len: usize) -> Option<usize>;
 
+    /// Room for a message of any length, reusable.
+    fn room() -> Self::Room;
+
     /// Turns a value into a message; runs the user's code.
-    fn encode(value: &T, limit: usize) -> Result<Self::Message, Refusal>;
+    fn encode<'v>(value: &'v T, room: &'v mut Self::Room, limit: usize) -> Result<Self::Staged<'v>, Refusal>;
 
     /// Copies a message into a slot.
     ///
     /// # Safety
     ///
     /// `slot` is claimed for writing and has the payload that belongs to the `limit` of [`Encoding::encode`].
-    unsafe fn store(message: &Self::Message, slot: *mut u8);
+    unsafe fn store(message: &Self::Staged<'_>, slot: *mut u8);
 
     /// Room for a message, so that nothing is allocated while a slot is claimed.
     fn blank(limit: usize) -> Self::Message;
@@ -79,10 +88,15 @@ pub trait Encoding<T> {
     unsafe fn load(message: &mut Self::Message, slot: *const u8, limit: usize);
 
     /// Turns a loaded message into a value; runs the user's code.
-    fn decode(message: Self::Message, limit: usize) -> Result<T, DecodeError>;
+    fn decode(message: &Self::Message, limit: usize) -> Result<T, DecodeError>;
 }
 
 impl<T: Plain> Encoding<T> for Verbatim {
+    type Room = ();
+    type Staged<'v>
+        = &'v T
+    where
+        T: 'v;
     type Message = MaybeUninit<T>;
     const LAYOUT: u64 = layout::hash(&[layout::VERSION, 2, size_of::<T>() as u64]);
 
@@ -95,14 +109,17 @@ impl<T: Plain> Encoding<T> for Verbatim {
     }
 
     #[inline(always)]
-    fn encode(value: &T, _limit: usize) -> Result<Self::Message, Refusal> {
-        Ok(MaybeUninit::new(*value))
+    fn room() {}
+
+    #[inline(always)]
+    fn encode<'v>(value: &'v T, _room: &'v mut (), _limit: usize) -> Result<&'v T, Refusal> {
+        Ok(value)
     }
 
     #[inline(always)]
-    unsafe fn store(message: &Self::Message, slot: *mut u8) {
+    unsafe fn store(message: &&T, slot: *mut u8) {
         // SAFETY: the caller's slot has `size_of::<T>()` bytes, and nobody else touches it now.
-        unsafe { slot.cast::<MaybeUninit<T>>().write_unaligned(*message) }
+        unsafe { slot.cast::<T>().write_unaligned(**message) }
     }
 
     #[inline(always)]
@@ -117,9 +134,9 @@ impl<T: Plain> Encoding<T> for Verbatim {
     }
 
     #[inline(always)]
-    fn decode(message: Self::Message, _limit: usize) -> Result<T, DecodeError> {
-        // SAFETY: `decode` gets what `load` has filled.
-        Ok(unsafe { message.assume_init() })
+    fn decode(message: &Self::Message, _limit: usize) -> Result<T, DecodeError> {
+        // SAFETY: `decode` gets what `load` has filled; a plain value may be copied.
+        Ok(unsafe { message.assume_init_read() })
     }
 }
 
@@ -198,6 +215,11 @@ impl postcard::ser_flavors::Flavor for Filler<'_> {
 }
 
 impl<T: Serialize + DeserializeOwned> Encoding<T> for Postcard {
+    type Room = Packet;
+    type Staged<'v>
+        = &'v Packet
+    where
+        T: 'v;
     type Message = Packet;
     const LAYOUT: u64 = layout::hash(&[layout::VERSION, 1]);
 
@@ -209,11 +231,17 @@ impl<T: Serialize + DeserializeOwned> Encoding<T> for Postcard {
         payload_len.checked_sub(PREFIX)
     }
 
+    #[inline(always)]
+    fn room() -> Packet {
+        Packet::new(Vec::new())
+    }
+
     #[inline]
-    fn encode(value: &T, limit: usize) -> Result<Packet, Refusal> {
-        let mut packet = Packet::new(Vec::new());
+    fn encode<'v>(value: &'v T, packet: &'v mut Packet, limit: usize) -> Result<&'v Packet, Refusal> {
+        packet.len = 0;
+        packet.heap.clear();
         let filler = Filler {
-            packet: &mut packet,
+            packet: &mut *packet,
             limit,
         };
         if let Err(error) = postcard::serialize_with_flavor(value, filler) {
@@ -226,7 +254,7 @@ impl<T: Serialize + DeserializeOwned> Encoding<T> for Postcard {
     }
 
     #[inline(always)]
-    unsafe fn store(message: &Packet, slot: *mut u8) {
+    unsafe fn store(message: &&Packet, slot: *mut u8) {
         // SAFETY: `encode` let through `limit` bytes at most, so the slot has room for prefix and bytes; its
         // alignment is that of the ring's payloads. The bytes are initialised: `encode` counts what it writes.
         unsafe {
@@ -272,7 +300,7 @@ impl<T: Serialize + DeserializeOwned> Encoding<T> for Postcard {
     }
 
     #[inline]
-    fn decode(message: Packet, limit: usize) -> Result<T, DecodeError> {
+    fn decode(message: &Packet, limit: usize) -> Result<T, DecodeError> {
         if message.len > limit {
             return Err(DecodeError::length(
                 message.bytes(limit, limit),

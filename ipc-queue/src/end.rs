@@ -249,7 +249,7 @@ impl End {
     }
 
     #[inline(always)]
-    pub(crate) fn push<T, C: Codec<T>>(&self, message: &C::Message) -> Result<(), Miss> {
+    pub(crate) fn push<T, C: Codec<T>>(&self, message: &C::Staged<'_>) -> Result<(), Miss> {
         // SAFETY: the slot is claimed for writing, and its payload is the one that `limit` came from.
         let write = |slot| unsafe { C::store(message, slot) };
         match self.ring.try_push(&self.cursor, self.me, write) {
@@ -259,7 +259,7 @@ impl End {
     }
 
     #[inline(always)]
-    pub(crate) fn push_batch<T, C: Codec<T>>(&self, messages: &[C::Message]) -> Result<usize, Miss> {
+    pub(crate) fn push_batch<T, C: Codec<T>>(&self, messages: &[C::Staged<'_>]) -> Result<usize, Miss> {
         // SAFETY: as in `push`; the ring counts from 0 to below the length that it was given.
         let write = |i: usize, slot| unsafe { C::store(messages.get_unchecked(i), slot) };
         let pushed = self

@@ -95,9 +95,10 @@ impl<T, C: Codec<T>> Receiver<T, C> {
     /// ```
     #[inline]
     pub fn recv(&self) -> Result<T, RecvError> {
+        let mut message = C::blank(self.end.limit());
         loop {
-            match self.take(Patience::Forever) {
-                Ok(message) => return Ok(C::decode(message, self.end.limit())?),
+            match self.take(&mut message, Patience::Forever) {
+                Ok(()) => return C::decode(&message, self.end.limit()).map_err(RecvError::from),
                 Err(stop) => {
                     if let Some(dry) = nothing(stop) {
                         return Err(dry.into());
@@ -129,8 +130,9 @@ impl<T, C: Codec<T>> Receiver<T, C> {
     /// ```
     #[inline]
     pub fn try_recv(&self) -> Result<T, TryRecvError> {
-        match self.take(Patience::None) {
-            Ok(message) => Ok(C::decode(message, self.end.limit())?),
+        let mut message = C::blank(self.end.limit());
+        match self.take(&mut message, Patience::None) {
+            Ok(()) => C::decode(&message, self.end.limit()).map_err(TryRecvError::from),
             Err(stop) => Err(nothing(stop).map_or(TryRecvError::Empty, TryRecvError::from)),
         }
     }
@@ -164,8 +166,9 @@ impl<T, C: Codec<T>> Receiver<T, C> {
     }
 
     fn recv_patiently(&self, patience: Patience) -> Result<T, RecvTimeoutError> {
-        match self.take(patience) {
-            Ok(message) => Ok(C::decode(message, self.end.limit())?),
+        let mut message = C::blank(self.end.limit());
+        match self.take(&mut message, patience) {
+            Ok(()) => C::decode(&message, self.end.limit()).map_err(RecvTimeoutError::from),
             Err(stop) => Err(nothing(stop).map_or(RecvTimeoutError::Timeout, RecvTimeoutError::from)),
         }
     }
@@ -176,6 +179,10 @@ impl<T, C: Codec<T>> Receiver<T, C> {
     /// # Errors
     ///
     /// As [`Receiver::recv`]; if some messages do not decode, [`RecvBatchError::Decode`] holds the others.
+    ///
+    /// # Panics
+    ///
+    /// If the `Deserialize` of `T` panics; the messages of that step are lost.
     ///
     /// # If the peer dies
     ///
@@ -219,15 +226,13 @@ impl<T, C: Codec<T>> Receiver<T, C> {
 
     /// One message, with all its waiting.
     #[inline(always)]
-    fn take(&self, patience: Patience) -> Result<C::Message, Stop> {
+    fn take(&self, message: &mut C::Message, patience: Patience) -> Result<(), Stop> {
         self.end.check()?;
-        let mut message = C::blank(self.end.limit());
-        if let Err(miss) = self.end.pop::<T, C>(&mut message) {
-            self.end
-                .retry(miss, patience, || self.end.pop::<T, C>(&mut message))?;
+        if let Err(miss) = self.end.pop::<T, C>(message) {
+            self.end.retry(miss, patience, || self.end.pop::<T, C>(message))?;
         }
         self.end.done(1);
-        Ok(message)
+        Ok(())
     }
 
     /// Up to `max` messages; `None` if patience ran out before the first.
@@ -253,11 +258,14 @@ impl<T, C: Codec<T>> Receiver<T, C> {
                 Ok(taken) => taken,
             };
             self.end.done(taken);
-            for message in messages.drain(..taken) {
+            for message in &messages[..taken] {
                 match C::decode(message, limit) {
                     Ok(value) => received.push(value),
                     Err(error) => failed.push(error),
                 }
+            }
+            if taken < messages.len() {
+                break;
             }
         }
         if failed.is_empty() {

@@ -194,13 +194,14 @@ impl<T, C: Codec<T>> Sender<T, C> {
 
     /// Sends what it can; `sent` counts.
     fn offer_all(&self, values: &[T], sent: &mut usize) -> Result<(), Failure> {
-        let mut staged: Vec<C::Message> = Vec::with_capacity(values.len().min(MAX_SPAN));
+        let span = values.len().min(MAX_SPAN);
+        let mut rooms: Vec<C::Room> = std::iter::repeat_with(C::room).take(span).collect();
         while *sent < values.len() {
             self.ready()?;
             let mut trouble = Ok(());
-            staged.clear();
-            for value in values[*sent..].iter().take(MAX_SPAN) {
-                match C::encode(value, self.end.limit()) {
+            let mut staged = Vec::with_capacity(span);
+            for (value, room) in values[*sent..].iter().zip(&mut rooms) {
+                match C::encode(value, room, self.end.limit()) {
                     Ok(message) => staged.push(message),
                     Err(refusal) => {
                         trouble = Err(self.refused(refusal));
@@ -231,8 +232,9 @@ impl<T, C: Codec<T>> Sender<T, C> {
     #[inline(always)]
     fn offer(&self, value: &T, patience: Patience) -> Result<(), Unsent> {
         self.ready().map_err(Unsent::Failed)?;
-        let message =
-            C::encode(value, self.end.limit()).map_err(|refusal| Unsent::Failed(self.refused(refusal)))?;
+        let mut room = C::room();
+        let message = C::encode(value, &mut room, self.end.limit())
+            .map_err(|refusal| Unsent::Failed(self.refused(refusal)))?;
         let attempt = || self.end.push::<T, C>(&message);
         if let Err(miss) = attempt() {
             self.end.retry(miss, patience, attempt)?;

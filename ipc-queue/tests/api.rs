@@ -1,4 +1,5 @@
 //! What the handles do, within one process. One fact per test.
+#![cfg(not(loom))]
 
 mod common;
 

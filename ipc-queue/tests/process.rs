@@ -1,4 +1,5 @@
 //! Queues between real processes: handles that travel, sides that go, processes that die, stop, fork or scribble.
+#![cfg(not(loom))]
 #![allow(unsafe_code, reason = "forks, and maps the queue's memory to scribble on it")]
 #![allow(
     clippy::cast_possible_truncation,
