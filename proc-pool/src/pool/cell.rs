@@ -149,8 +149,16 @@ struct Rings<'s> {
 impl<'s> Rings<'s> {
     /// The rings; the geometry is the checked one of this segment.
     fn of(segment: &'s Segment, geometry: Geometry) -> Self {
+        // SAFETY: the segment stays mapped for `'s`.
+        unsafe { Self::at(segment, geometry) }
+    }
+
+    /// # Safety
+    ///
+    /// The segment stays mapped for `'s`, and the geometry is the checked one of it.
+    unsafe fn at(segment: &Segment, geometry: Geometry) -> Self {
         // SAFETY: the places are 64-aligned, disjoint and inside the body, whose length was checked against the
-        // geometry; only rings of this layout touch them, and the segment stays mapped for `'s`.
+        // geometry; only rings of this layout touch them; mapped by the caller's promise.
         unsafe {
             Self {
                 tasks: Ring::attach(segment.body().add(geometry.tasks_at()), geometry.task_ring()),
@@ -192,6 +200,8 @@ impl Record {
 pub(super) struct Shared {
     segment: Arc<Segment>,
     geometry: Geometry,
+    /// Valid as long as `segment` is; lent for the lifetime of `self` only.
+    rings: Rings<'static>,
 }
 
 impl Shared {
@@ -201,14 +211,25 @@ impl Shared {
             // SAFETY: the first line of the zeroed body, which nobody else sees yet.
             unsafe { body.cast::<[u32; 2]>().write([geometry.workers, geometry.cells]) };
         })?;
-        Ok(Self { segment, geometry })
+        Ok(Self::over(segment, geometry))
+    }
+
+    fn over(segment: Arc<Segment>, geometry: Geometry) -> Self {
+        // SAFETY: `create` and `attach` checked the geometry, and `self` keeps the segment mapped as long as it lends
+        // the rings.
+        let rings = unsafe { Rings::at(&segment, geometry) };
+        Self {
+            segment,
+            geometry,
+            rings,
+        }
     }
 
     pub(super) fn attach(descriptor: BorrowedFd<'_>, geometry: Geometry) -> Result<Self, SegmentError> {
-        Ok(Self {
-            segment: Segment::attach(descriptor, &geometry.spec())?,
+        Ok(Self::over(
+            Segment::attach(descriptor, &geometry.spec())?,
             geometry,
-        })
+        ))
     }
 
     pub(super) fn segment(&self) -> &Segment {
@@ -225,12 +246,12 @@ impl Shared {
 
     /// Records for whichever worker is free.
     pub(super) fn tasks(&self) -> Ring<'_> {
-        Rings::of(&self.segment, self.geometry).tasks
+        self.rings.tasks
     }
 
     /// Records of finished cells.
     pub(super) fn done(&self) -> Ring<'_> {
-        Rings::of(&self.segment, self.geometry).done
+        self.rings.done
     }
 
     /// Where the parent waits for its workers.

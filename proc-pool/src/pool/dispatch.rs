@@ -41,6 +41,8 @@ use std::time::{Duration, Instant};
 
 /// Cells of a pool: pieces in flight at once.
 pub(super) const CELLS: u32 = 1024;
+/// Bytes of arguments that a load keeps without an allocation.
+const TINY: usize = 22;
 /// How long a worker may leave its control socket unread before it counts as stuck.
 const SOCKET_PATIENCE: Duration = Duration::from_secs(2);
 /// A waiting caller wakes one more worker when nothing came back for so long.
@@ -244,10 +246,13 @@ struct Load {
 
 #[derive(Debug)]
 enum Body {
-    Inline {
+    /// A number or two: most calls and most items of a map have no more.
+    Tiny {
         len: u8,
-        bytes: [u8; INLINE_ARGUMENTS],
+        bytes: [u8; TINY],
     },
+    /// What still fits into a cell.
+    Small(Box<[u8]>),
     Block {
         block: Block,
         len: u32,
@@ -913,12 +918,14 @@ impl Core {
 
     /// Puts arguments where workers find them.
     fn place(&mut self, bytes: &[u8]) -> Result<Body> {
-        if let Ok(len) = u8::try_from(bytes.len()) {
-            if bytes.len() <= INLINE_ARGUMENTS {
-                let mut inline = [0; INLINE_ARGUMENTS];
-                inline[..bytes.len()].copy_from_slice(bytes);
-                return Ok(Body::Inline { len, bytes: inline });
-            }
+        if bytes.len() <= TINY {
+            let mut tiny = [0; TINY];
+            tiny[..bytes.len()].copy_from_slice(bytes);
+            let len = u8::try_from(bytes.len()).expect("tiny");
+            return Ok(Body::Tiny { len, bytes: tiny });
+        }
+        if bytes.len() <= INLINE_ARGUMENTS {
+            return Ok(Body::Small(bytes.into()));
         }
         match self.arena.alloc(bytes.len()) {
             Some(block) => {
@@ -983,9 +990,16 @@ impl Core {
             .flatten();
         let cell = shared.cell(number).expect("cells are numbered by the geometry");
         let (argument, fetch) = match &load.body {
-            Body::Inline { len, bytes } => {
+            Body::Tiny { len, bytes } => {
                 cell.write_arguments(&bytes[..usize::from(*len)]);
                 ((INLINE, u32::from(*len)), 0)
+            }
+            Body::Small(bytes) => {
+                cell.write_arguments(bytes);
+                (
+                    (INLINE, u32::try_from(bytes.len()).expect("it fits into a cell")),
+                    0,
+                )
             }
             Body::Block { block, len } => ((block.page, *len), 0),
             Body::Sent { .. } => ((INLINE, 0), FETCH),
