@@ -8,7 +8,7 @@
 //! * the send (or batch) that did not return arrives whole or not at all;
 //! * nothing arrives twice, torn, or out of order;
 //! * every slot is usable again, and the dead hold no side of the queue open.
-#![cfg(feature = "crash-points")]
+#![cfg(all(feature = "crash-points", not(loom)))]
 
 mod common;
 
