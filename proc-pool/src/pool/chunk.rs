@@ -7,6 +7,11 @@
 //!
 //! Each item is framed, so that one that does not decode fails alone. Lengths come from another process: they
 //! are checked before use.
+#![allow(unsafe_code)]
+//! # Safety
+//!
+//! A function type's trampoline is named by `Job::open` only, which has a value of the type in its hands. That is what
+//! `conjure` demands.
 
 use crate::error::TaskError;
 use crate::function::{Signature, assert_stateless, conjure};
@@ -21,10 +26,6 @@ pub(super) const MAX_ITEM: usize = (1 << 31) - 1;
 pub(crate) type RunItems = fn(&mut Items<'_>);
 
 // SAFETY: a function pointer.
-#[allow(
-    unsafe_code,
-    reason = "the trait vouches for function pointers, and this is one"
-)]
 unsafe impl Signature for RunItems {}
 
 /// Appends one item to a chunk's arguments.
@@ -124,7 +125,6 @@ where
 {
     const { assert_stateless::<F>() };
     // SAFETY: the trampoline is named only by somebody who has an `F`.
-    #[allow(unsafe_code, reason = "a function without state is made out of nothing")]
     let function = unsafe { conjure::<F>() };
     let mut rest = items.arguments;
     for item in 0..items.range.end {
