@@ -88,6 +88,7 @@ fn options() -> Result<Options, String> {
 fn main() -> ExitCode {
     pin::init();
     pin::as_worker();
+    proc_pool::init();
     procspawn::init();
     child::run_if_child(&[queue::ROLES, latency::ROLES, pool::ROLES].concat());
     let options = match options() {

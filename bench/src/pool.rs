@@ -4,6 +4,7 @@
 //! is the caller, on side A; the workers put themselves on side B first thing in `main`. The task adds one to
 //! a number the compiler cannot see; every result is checked.
 
+mod ours;
 mod procspawn;
 mod python;
 mod rayon;
@@ -11,12 +12,13 @@ mod rayon;
 use crate::child::{Child, Control, Result, Role};
 use crate::pin::Pinning;
 use crate::report::median;
-use crate::run::{Better, Case, Count, Failure, Metric, Sample, Variant};
+use crate::run::{Better, Case, Count, Failure, Metric, OURS, Sample, Variant};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
 /// The callers of these benchmarks.
 pub const ROLES: &[(&str, Role)] = &[
+    ("pool.ours", act::<ours::Ours>),
     ("pool.procspawn", act::<procspawn::Procspawn>),
     ("pool.rayon", act::<rayon::Rayon>),
 ];
@@ -183,6 +185,7 @@ pub fn cases() -> Vec<Case> {
         let job = Job::Start(workers);
         let once = Count::Fixed(1, 1);
         let variants = vec![
+            Variant::new(OURS, once, run("pool.ours", job)),
             Variant::new("procspawn", once, run("pool.procspawn", job)),
             Variant::new("python", once, python::run(job, python::Kind::Pool)),
         ];
@@ -217,6 +220,7 @@ pub fn cases() -> Vec<Case> {
             "call",
             vec![micros("p50"), micros("p99")],
             vec![
+                Variant::new(OURS, Count::From(1_000), run("pool.ours", Job::Call)),
                 Variant::new("rayon", Count::From(500), run("pool.rayon", Job::Call)),
                 Variant::new("procspawn", Count::From(200), run("pool.procspawn", Job::Call)),
                 Variant::new(
@@ -230,6 +234,7 @@ pub fn cases() -> Vec<Case> {
             "map_default",
             rate(),
             vec![
+                Variant::new(OURS, all, run("pool.ours", Job::MapDefault)),
                 Variant::new("rayon", all, run("pool.rayon", Job::MapDefault)),
                 Variant::new("python", all, python::run(Job::MapDefault, python::Kind::Pool)),
             ],
@@ -238,6 +243,7 @@ pub fn cases() -> Vec<Case> {
             "map_chunk1",
             rate(),
             vec![
+                Variant::new(OURS, all, run("pool.ours", Job::MapChunk1)),
                 Variant::new("rayon", all, run("pool.rayon", Job::MapChunk1)),
                 Variant::new("python", some, python::run(Job::MapChunk1, python::Kind::Pool)),
                 Variant::new(
