@@ -3,8 +3,11 @@
 mod arena;
 mod cell;
 mod chunk;
+mod core;
 mod dispatch;
+mod ending;
 mod feed;
+mod load;
 pub mod scheduler;
 mod supervisor;
 mod task;
@@ -15,10 +18,12 @@ pub(crate) use chunk::RunItems;
 pub use feed::{Imap, ImapUnordered, Job};
 pub use task::Task;
 
+use self::core::{Phase, Slot};
 use crate::child::{HANDSHAKE_TIMEOUT, Launch};
 use crate::error::{Error, Result};
 use cell::MAX_WORKERS;
-use dispatch::{Batch, Dispatcher, Phase, Slot};
+use dispatch::Dispatcher;
+use load::Batch;
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -7,6 +7,7 @@
 //! Five sizes, 4 KiB to 1 MiB. Memory is put behind a block when it is first handed out, so that running out of it is
 //! `None` here (the value then travels as a memory file of its own) and not a fault in a worker.
 
+use super::cell::append;
 use shm_core::SegmentError;
 use shm_core::mapping::SharedMapping;
 use std::os::fd::OwnedFd;
@@ -89,6 +90,33 @@ impl Arena {
             .ok()?;
         self.next = end;
         Some(block)
+    }
+
+    /// Copies bytes into a block; they must fit.
+    pub(super) fn write(&self, block: Block, bytes: &[u8]) {
+        assert!(bytes.len() <= block.len());
+        // SAFETY: the block lies inside the mapping, is long enough, and is the parent's until a cell names it.
+        #[allow(unsafe_code, reason = "a plain copy into shared memory")]
+        unsafe {
+            self.mapping()
+                .base()
+                .add(block.offset())
+                .as_ptr()
+                .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+        }
+    }
+
+    /// Appends the first bytes of a block to `to`; `len` is clamped to the block.
+    pub(super) fn read(&self, block: Block, len: usize, to: &mut Vec<u8>) {
+        // SAFETY: the block lies inside the mapping; what another process may be writing is copied, not borrowed.
+        #[allow(unsafe_code, reason = "a plain copy out of shared memory")]
+        unsafe {
+            append(
+                self.mapping().base().add(block.offset()),
+                len.min(block.len()),
+                to,
+            );
+        }
     }
 
     /// Takes a block back.

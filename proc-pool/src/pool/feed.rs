@@ -2,7 +2,8 @@
 
 use super::Pool;
 use super::chunk::{RunItems, push_item, run_items};
-use super::dispatch::{Batch, JobHandle, Outcome, Prepared};
+use super::dispatch::JobHandle;
+use super::load::{Batch, Outcome, Prepared};
 use super::task::Task;
 use crate::error::{Error, Result, TaskError};
 use serde::Serialize;

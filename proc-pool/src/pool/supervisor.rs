@@ -10,7 +10,8 @@
 //! Its pidfd becomes readable. First what it had sent is read, then its participant is swept (its lock falls a moment
 //! after the pidfd shows the death), then its cells are dealt with, then it is replaced.
 
-use super::dispatch::{Dispatcher, Phase, Slot, WorkerHandle};
+use super::core::{Phase, Slot, WorkerHandle};
+use super::dispatch::Dispatcher;
 use crate::child::{Child, Launch, Received};
 use crate::control::{ToChild, ToParent};
 use crate::error::{Result, TaskError};

@@ -1,7 +1,8 @@
 //! A call that was handed to a pool.
 
-use super::dispatch::{Batch, JobHandle};
+use super::dispatch::JobHandle;
 use super::feed::only;
+use super::load::Batch;
 use crate::error::TaskError;
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
