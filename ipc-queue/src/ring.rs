@@ -5,7 +5,7 @@
 //!
 //! # Memory
 //!
-//! `C` slots, each one [word](word) and a payload ([layout]). Ticket `t` uses slot `t mod C` in lap
+//! `C` slots, each one word (`word`) and a payload (`layout`). Ticket `t` uses slot `t mod C` in lap
 //! `L = t div C`. There is no shared head or tail: each end keeps a private ticket (its [`Cursor`]), a lower bound
 //! of the true one, and the lap in the slot word tells a laggard how far to jump. A ticket is claimed only by
 //! somebody who saw the one before it taken, so tickets are taken strictly in order, *full* and *empty* are exact,
