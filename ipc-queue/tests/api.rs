@@ -679,6 +679,27 @@ fn a_handle_on_its_way_keeps_its_side_alive() {
 }
 
 #[test]
+fn a_handle_that_keeps_moving_never_looks_gone() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<u8>(1).expect("a queue");
+    let mover = std::thread::spawn(move || {
+        (0..500).fold(tx, |tx, _| {
+            let session = SendSession::begin();
+            let bytes = postcard::to_stdvec(&tx).expect("in a session");
+            drop(tx);
+            let _receive = ReceiveSession::begin(session.finish());
+            postcard::from_bytes(&bytes).expect("arrived")
+        })
+    });
+    while !mover.is_finished() {
+        // A new handle asks the system at its first miss.
+        assert!(rx.clone().try_recv().expect_err("nothing sent").is_empty());
+    }
+    drop(mover.join().expect("no panic"));
+    assert!(rx.recv().expect_err("gone").is_disconnected());
+}
+
+#[test]
 fn a_handle_that_never_arrives_is_gone() {
     let _dog = watchdog();
     let (tx, rx) = bounded::<u8>(1).expect("a queue");

@@ -16,7 +16,7 @@ use ipc_queue::{
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
-use shm_core::handle::SendSession;
+use shm_core::handle::{ReceiveSession, SendSession};
 use std::time::{Duration, Instant};
 
 /// What a child does.
@@ -48,6 +48,8 @@ enum Orders {
     PassOn(Sender<u64>),
     /// Answers each message with its successor.
     Echo(PlainReceiver<u64>, PlainSender<u64>),
+    /// Makes, moves and drops many queues; reports how many descriptors were open before and after.
+    Churn,
     /// Blocks in `recv` for some time; reports microseconds waited and microseconds of processor time.
     Idle(Receiver<u64>, Duration),
 }
@@ -117,6 +119,12 @@ fn obey(orders: Orders, reporter: &Reporter) {
                 tx.send(n.expect("received") + 1).expect("sent");
             }
         }
+        Orders::Churn => {
+            churn();
+            let before = open_descriptors();
+            (0..50).for_each(|_| churn());
+            reporter.report(&(before, open_descriptors()));
+        }
         Orders::Idle(rx, duration) => {
             let (start, before) = (Instant::now(), processor_time());
             assert!(matches!(
@@ -127,6 +135,22 @@ fn obey(orders: Orders, reporter: &Reporter) {
             reporter.report(&(start.elapsed().as_micros() as u64, used.as_micros() as u64));
         }
     }
+}
+
+/// A queue whose sender travels, arrives and is dropped, and whose receiver travels and never arrives.
+fn churn() {
+    let (tx, rx) = bounded::<u64>(4).expect("a queue");
+    let session = SendSession::begin();
+    let bytes = postcard::to_stdvec(&(&tx, &rx)).expect("in a session");
+    let receive = ReceiveSession::begin(session.finish());
+    let (arrived, _): (Sender<u64>, _) = postcard::take_from_bytes(&bytes).expect("arrived");
+    drop(receive);
+    arrived.send(1).expect("sent");
+    assert_eq!(rx.recv().expect("received"), 1);
+}
+
+fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").expect("readable").count()
 }
 
 fn processor_time() -> Duration {
@@ -362,6 +386,14 @@ fn a_stopped_receiver_is_alive() {
     tx.send(0).expect("alive");
     drop(tx);
     assert_eq!(peer.report(), Some(sent + 1_u64));
+}
+
+#[test]
+fn queues_leave_no_descriptor_behind() {
+    let _dog = watchdog();
+    let peer = Peer::start(&Orders::Churn, None);
+    let (before, after): (usize, usize) = peer.report().expect("a report");
+    assert_eq!(before, after);
 }
 
 #[test]
