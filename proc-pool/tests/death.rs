@@ -220,26 +220,6 @@ fn nothing_survives_the_kill_of_the_parent() {
     }
 }
 
-/// Forks, runs `child` in the forked process, and returns its exit code.
-fn in_a_fork(child: impl FnOnce() -> i32) -> i32 {
-    // SAFETY: the forked process runs on the thread that forked, and only `child`.
-    let pid = unsafe { libc::fork() };
-    assert!(pid >= 0);
-    if pid == 0 {
-        let code = child();
-        // SAFETY: ends the forked process without running what belongs to its parent.
-        unsafe { libc::_exit(code) }
-    }
-    let mut status = 0;
-    // SAFETY: a child of this process, and a valid pointer.
-    assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
-    if libc::WIFEXITED(status) {
-        libc::WEXITSTATUS(status)
-    } else {
-        -1
-    }
-}
-
 #[test]
 fn a_forked_process_leaves_the_children_of_its_parent_alone() {
     let _dog = watchdog();

@@ -22,10 +22,15 @@ pub(crate) const SIGTERM: i32 = 15;
 pub(crate) struct Watchdog(#[allow(dead_code, reason = "held, never used")] Sender<()>);
 
 pub(crate) fn watchdog() -> Watchdog {
+    watchdog_of(Duration::from_secs(60))
+}
+
+/// A watchdog with more patience, for tests that do the same thing many times.
+pub(crate) fn watchdog_of(patience: Duration) -> Watchdog {
     let (guard, bell) = channel();
     let name = std::thread::current().name().unwrap_or("main").to_owned();
     std::thread::spawn(move || {
-        if bell.recv_timeout(Duration::from_secs(60)) == Err(RecvTimeoutError::Timeout) {
+        if bell.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
             eprintln!("watchdog: {name} hangs");
             std::process::abort();
         }
@@ -65,6 +70,30 @@ impl Handle {
 pub(crate) fn pipe() -> (BufReader<File>, Handle) {
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("a pipe");
     (BufReader::new(File::from(reader)), Handle(writer))
+}
+
+/// The reading end of a pipe as a handle: a gate that opens when the writing end is closed.
+pub(crate) struct ReadEnd(pub(crate) OwnedFd);
+
+impl Serialize for ReadEnd {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::Error;
+        let descriptor = self.0.try_clone().map_err(S::Error::custom)?;
+        serializer.serialize_u32(send_descriptor(descriptor).map_err(S::Error::custom)?)
+    }
+}
+
+impl<'de> Deserialize<'de> for ReadEnd {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Handle::deserialize(deserializer).map(|handle| Self(handle.0))
+    }
+}
+
+impl ReadEnd {
+    /// Waits until nobody has the writing end.
+    pub(crate) fn until_end(self) {
+        std::io::copy(&mut File::from(self.0), &mut std::io::sink()).expect("readable");
+    }
 }
 
 /// The next line; empty at the end.
@@ -117,5 +146,124 @@ pub(crate) fn death<R: std::fmt::Debug>(result: Result<R, TaskError>) -> (Option
             (signal, code)
         }
         other => panic!("no death: {other:?}"),
+    }
+}
+
+/// Forks, runs `child` in the forked process, and returns its exit code.
+pub(crate) fn in_a_fork(child: impl FnOnce() -> i32) -> i32 {
+    // SAFETY: the forked process runs on the thread that forked, and only `child`.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0);
+    if pid == 0 {
+        let code = child();
+        // SAFETY: ends the forked process without running what belongs to its parent.
+        unsafe { libc::_exit(code) }
+    }
+    let mut status = 0;
+    // SAFETY: a child of this process, and a valid pointer.
+    assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
+    if libc::WIFEXITED(status) {
+        libc::WEXITSTATUS(status)
+    } else {
+        -1
+    }
+}
+
+/// Sends a signal to a process; it may be gone already.
+pub(crate) fn signal(pid: u32, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(pid.try_into().expect("a process id")).expect("not zero");
+    let _ = rustix::process::kill_process(pid, signal);
+}
+
+/// Bytes that are encoded as a whole, so that large ones are no matter of patience.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Bytes(pub(crate) Vec<u8>);
+
+impl Bytes {
+    /// `len` bytes with a pattern that depends on `seed`.
+    pub(crate) fn pattern(len: usize, seed: u8) -> Self {
+        let period: Vec<u8> = (0..251).map(|byte| seed.wrapping_add(byte)).collect();
+        Self(period.into_iter().cycle().take(len).collect())
+    }
+}
+
+impl Serialize for Bytes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        <&[u8]>::deserialize(deserializer).map(|bytes| Self(bytes.to_vec()))
+    }
+}
+
+/// What goes wrong while a value is encoded or decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Fault {
+    Nothing,
+    Error,
+    Panic,
+    Exit,
+    Abort,
+}
+
+impl Fault {
+    fn happen<E>(self, error: impl FnOnce(&'static str) -> E) -> Result<(), E> {
+        match self {
+            Self::Nothing => Ok(()),
+            Self::Error => Err(error("refused on purpose")),
+            Self::Panic => panic!("panicked on purpose"),
+            Self::Exit => std::process::exit(3),
+            Self::Abort => std::process::abort(),
+        }
+    }
+}
+
+/// A number with faults: at its encoding, and at its decoding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Faulty {
+    pub(crate) number: u32,
+    pub(crate) encoding: Fault,
+    pub(crate) decoding: Fault,
+}
+
+impl Faulty {
+    pub(crate) fn none(number: u32) -> Self {
+        Self {
+            number,
+            encoding: Fault::Nothing,
+            decoding: Fault::Nothing,
+        }
+    }
+
+    pub(crate) fn encoding(number: u32, encoding: Fault) -> Self {
+        Self {
+            encoding,
+            ..Self::none(number)
+        }
+    }
+
+    pub(crate) fn decoding(number: u32, decoding: Fault) -> Self {
+        Self {
+            decoding,
+            ..Self::none(number)
+        }
+    }
+}
+
+impl Serialize for Faulty {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.encoding.happen(serde::ser::Error::custom)?;
+        (self.number, self.decoding).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Faulty {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (number, decoding) = <(u32, Fault)>::deserialize(deserializer)?;
+        decoding.happen(serde::de::Error::custom)?;
+        Ok(Self::none(number))
     }
 }
