@@ -31,6 +31,9 @@ use std::time::{Duration, Instant};
 pub(super) const CELLS: u32 = 1024;
 /// Bytes of arguments that a load keeps without an allocation.
 const TINY: usize = 22;
+/// Bytes that the outcomes of a function's first piece get at least, and those of each of its items.
+const FIRST_OUTCOME: usize = 1024;
+const FIRST_OUTCOME_ITEM: usize = 16;
 /// How long a worker may leave its control socket unread before it counts as stuck.
 pub(super) const SOCKET_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -103,6 +106,24 @@ pub(super) enum Body {
     },
 }
 
+/// Wakes whoever polls the event descriptor.
+pub(super) fn poke(event: &OwnedFd) {
+    // A full counter is a poke too.
+    let _ = rustix::io::write(event, &1_u64.to_ne_bytes());
+}
+
+impl Body {
+    /// Bytes of arguments, where they are in shared memory.
+    fn len(&self) -> usize {
+        match self {
+            Self::Tiny { len, .. } => usize::from(*len),
+            Self::Small(bytes) => bytes.len(),
+            Self::Block { len, .. } => *len as usize,
+            Self::Sent { .. } => 0,
+        }
+    }
+}
+
 /// How a piece was offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lane {
@@ -153,12 +174,14 @@ pub(super) struct Core {
     pub(super) collector: Option<u32>,
     /// Another job than the collector's got outcomes.
     pub(super) others: bool,
+    /// Wakes the supervisor.
+    poke: Arc<OwnedFd>,
     /// Loads of jobs that nobody attends.
     pub(super) unattended: Arc<AtomicU32>,
 }
 
 impl Core {
-    pub(super) fn new(workers: u32, arena: Arena, unattended: Arc<AtomicU32>) -> Self {
+    pub(super) fn new(workers: u32, arena: Arena, unattended: Arc<AtomicU32>, poke: Arc<OwnedFd>) -> Self {
         let cell = |_| CellInfo {
             generation: 0,
             lane: Lane::Shared(None),
@@ -184,6 +207,7 @@ impl Core {
             collector: None,
             others: false,
             unattended,
+            poke,
         }
     }
 
@@ -349,7 +373,7 @@ impl Core {
             .clone();
         let load = &self.loads[piece.load as usize];
         let function = self.jobs[piece.job as usize].function;
-        let expected = self.functions[function as usize].outcome_len * piece.items.len();
+        let expected = self.expected_outcomes(function, load, piece.items.len());
         let result = (expected > INLINE_RESULT)
             .then(|| self.arena.alloc(expected.min(LARGEST)))
             .flatten();
@@ -391,6 +415,21 @@ impl Core {
         }
     }
 
+    /// How many bytes the outcomes of a piece are likely to take. What turns out longer takes the way over the control
+    /// socket, which is slower.
+    fn expected_outcomes(&self, function: u32, load: &Load, items: usize) -> usize {
+        match self.functions[function as usize].outcome_len {
+            // Nothing is known: about as much as the arguments, and not too little.
+            0 => load
+                .body
+                .len()
+                .saturating_mul(2)
+                .max(FIRST_OUTCOME)
+                .max(items * FIRST_OUTCOME_ITEM),
+            len => len.saturating_mul(items),
+        }
+    }
+
     /// Puts records into the task ring.
     pub(super) fn flush(&mut self, shared: &Shared, tasks: &Cursor) {
         let mut sent = 0;
@@ -416,6 +455,9 @@ impl Core {
             sent += count;
         }
         self.unsent.drain(..sent);
+        if !self.unsent.is_empty() {
+            poke(&self.poke);
+        }
     }
 
     /// The cell of a record, if its use has not ended.

@@ -13,7 +13,7 @@
 use super::arena::Arena;
 use super::cell::{DIRECT, Geometry, Record, Shared, State, Worker};
 use super::chunk::RunItems;
-use super::core::{CELLS, Core, Lane, Phase, SOCKET_PATIENCE, Slot, WorkerHandle};
+use super::core::{CELLS, Core, Lane, Phase, SOCKET_PATIENCE, Slot, WorkerHandle, poke};
 use super::load::{Batch, Prepared};
 use super::scheduler::{Action, Event};
 use crate::child::Child;
@@ -87,7 +87,7 @@ pub(super) struct Dispatcher {
     backlog: Cursor,
     pace: Pace,
     /// Wakes the supervisor.
-    pub(super) poke: OwnedFd,
+    pub(super) poke: Arc<OwnedFd>,
     /// Threads that wait for outcomes.
     callers: AtomicU32,
     /// Loads of jobs that nobody attends; the receiving thread sleeps while there are none. Changed under the lock.
@@ -110,8 +110,9 @@ impl Dispatcher {
             rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK,
         )
         .map_err(|error| Error::system("creating an event descriptor")(error.into()))?;
+        let poke = Arc::new(poke);
         let unattended = Arc::new(AtomicU32::new(0));
-        let core = Core::new(workers, arena, Arc::clone(&unattended));
+        let core = Core::new(workers, arena, Arc::clone(&unattended), Arc::clone(&poke));
         Ok(Self {
             shared,
             core: Mutex::new(core),
@@ -146,8 +147,7 @@ impl Dispatcher {
 
     /// Wakes the supervisor.
     pub(super) fn poke(&self) {
-        // A full counter is a poke too.
-        let _ = rustix::io::write(&self.poke, &1_u64.to_ne_bytes());
+        poke(&self.poke);
     }
 
     /// Opens a job for a function.

@@ -128,6 +128,10 @@ impl Core {
             return;
         }
         self.phase = Phase::Broken(error);
+        // Whoever waits for outcomes looks up, and finds the phase.
+        for (_, job) in &self.jobs {
+            job.ready.store(true, Ordering::Release);
+        }
         for slot in &self.slots {
             if let Slot::Running(worker) = slot {
                 let _ = worker.child.kill();

@@ -25,6 +25,8 @@ use std::time::{Duration, Instant};
 
 /// How long a dead worker's lock may take to fall: 27 ms per GiB of its memory, and a core dump.
 const SWEEP_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a worker may live after it closed its socket.
+const DEAF_PATIENCE: Duration = Duration::from_secs(1);
 /// How long workers may take to end after they were told to, before each stronger means.
 const GRACE: Duration = Duration::from_secs(5);
 /// How often the supervisor looks at what nobody tells it.
@@ -51,6 +53,9 @@ pub(super) struct Supervisor {
     settings: Launch,
     /// Participant index and generation of each incarnation, as it told.
     participants: HashMap<u16, (u16, u64)>,
+    /// Incarnations that closed their socket, and when: they are about to end, or their user code closed what is not its
+    /// own.
+    deaf: HashMap<u16, Instant>,
     /// When a drained pool's workers were told to go, and what they were told last.
     stopping: Option<(Instant, u32)>,
 }
@@ -64,6 +69,7 @@ impl Supervisor {
             dispatcher,
             settings,
             participants: HashMap::new(),
+            deaf: HashMap::new(),
             stopping: None,
         };
         std::thread::Builder::new()
@@ -107,7 +113,14 @@ impl Supervisor {
     fn listen(&mut self, workers: &[(u32, Arc<WorkerHandle>)]) -> Vec<(u32, Arc<WorkerHandle>)> {
         let mut polled = vec![PollFd::new(&self.dispatcher.poke, PollFlags::IN)];
         for (_, worker) in workers {
-            polled.push(PollFd::from_borrowed_fd(worker.child.socket(), PollFlags::IN));
+            // A closed socket would be ready for ever.
+            let heard = !self.deaf.contains_key(&worker.incarnation);
+            let end = if heard {
+                worker.child.socket()
+            } else {
+                worker.child.pidfd()
+            };
+            polled.push(PollFd::from_borrowed_fd(end, PollFlags::IN));
             polled.push(PollFd::from_borrowed_fd(worker.child.pidfd(), PollFlags::IN));
         }
         let tick = self
@@ -124,6 +137,12 @@ impl Supervisor {
             }
             if ready[1] {
                 dead.push((*slot, Arc::clone(worker)));
+            } else if self
+                .deaf
+                .get(&worker.incarnation)
+                .is_some_and(|since| since.elapsed() >= DEAF_PATIENCE)
+            {
+                let _ = worker.child.kill();
             }
         }
         dead
@@ -132,7 +151,8 @@ impl Supervisor {
     /// Whether something may change that no descriptor tells of.
     fn needs_tick(&self) -> bool {
         let core = self.dispatcher.core.lock();
-        core.phase != Phase::Open
+        !self.deaf.is_empty()
+            || core.phase != Phase::Open
             || core.has_unsent()
             || core.slots.iter().any(|slot| matches!(slot, Slot::Starting))
     }
@@ -161,7 +181,11 @@ impl Supervisor {
                     },
                     ToParent::Done { .. } | ToParent::Failed(_) => {}
                 },
-                Ok(Received::Nothing | Received::End) => return,
+                Ok(Received::Nothing) => return,
+                Ok(Received::End) => {
+                    self.deaf.entry(worker.incarnation).or_insert_with(Instant::now);
+                    return;
+                }
                 Err(_) => {
                     let _ = worker.child.kill();
                     return;
@@ -192,6 +216,7 @@ impl Supervisor {
             segment.sweep();
         }
         let death = worker.child.death(None, "");
+        self.deaf.remove(&worker.incarnation);
         self.dispatcher.bury(slot, worker.incarnation, death);
     }
 

@@ -41,7 +41,10 @@ impl<R: DeserializeOwned> Task<R> {
 
     /// Whether the outcome is there. Never blocks for a worker.
     pub fn is_done(&self) -> bool {
-        let mut state = self.state.lock();
+        // Whoever holds the lock is waiting for the outcome.
+        let Some(mut state) = self.state.try_lock() else {
+            return false;
+        };
         Self::look(&self.job, &mut state);
         !matches!(*state, State::Waiting(_))
     }
