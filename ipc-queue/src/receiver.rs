@@ -71,7 +71,7 @@ impl<T, C: Codec<T>> Receiver<T, C> {
     }
 
     /// Receives a message. Blocks while the queue is empty; woken when one is sent, or when the last sender is gone
-    /// (dropped: at once; killed: within 100 ms).
+    /// (dropped: at once; killed: within about 100 ms).
     ///
     /// # Errors
     ///

@@ -72,7 +72,8 @@ impl<T, C: Codec<T>> Sender<T, C> {
     }
 
     /// Sends a message. Blocks while the queue is full; woken when a receiver takes one, or when the last receiver
-    /// is gone (dropped: at once; killed: within 100 ms).
+    /// is gone (dropped: at once; killed: within about 100 ms). That the last receiver was killed is noticed at the
+    /// latest when the queue is full.
     ///
     /// # Errors
     ///
