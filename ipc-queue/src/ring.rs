@@ -443,7 +443,7 @@ impl<'m> Ring<'m> {
     /// Makes a written claim visible: WRITING => FULL, from last to first.
     #[inline]
     fn publish(&self, held: &Held) {
-        for i in (1..held.word.span()).rev() {
+        for i in held.word.interior() {
             self.publish_interior(held, i);
         }
         self.publish_header(held);
@@ -471,7 +471,7 @@ impl<'m> Ring<'m> {
     /// Gives consumed slots to the next lap: READING => FREE, from last to first.
     #[inline]
     fn release(&self, held: &Held) {
-        for i in (1..held.word.span()).rev() {
+        for i in held.word.interior() {
             self.release_interior(held, i);
         }
         self.release_header(held);

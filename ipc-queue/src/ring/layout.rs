@@ -1,20 +1,20 @@
 //! How many bytes a ring needs and where its words and payloads lie.
 //!
 //! ```text
-//! packed (payload up to 24 bytes)    word payload | word payload | ...
-//! split  (larger)                    word word word ... | payload | payload | ...
+//! word payload | word payload | word payload | ...        8-aligned, as close as they come
 //! ```
 //!
-//! Packed, a small message costs one cache line and shares it with its neighbours. Split, eight words share a
-//! line and a payload of whole lines starts on one.
+//! A payload lies beside its word whatever its size. The consumer writes the word when it frees the slot, so that
+//! the line comes back to the producer's processor with the look at the word, which the hardware prefetches; a line
+//! of payload alone was only read by the consumer and costs a full transfer at the producer's first store, which
+//! the next compare-and-swap waits for. Measured between two processors, a push of 64 bytes takes 8 to 20 ns this
+//! way and 38 to 138 ns with words and payloads in separate arrays or slots padded to whole lines.
 #![deny(clippy::arithmetic_side_effects)]
 
 use super::{MAX_CAPACITY, MAX_PAYLOAD};
 
-/// Bytes of a slot word.
-const WORD: usize = 8;
-/// The longest payload that lies beside its word.
-const PACKED_MAX: usize = 24;
+/// Bytes of a slot word, which its payload follows.
+pub(super) const WORD: usize = 8;
 /// Alignment of the ring's first byte.
 pub(super) const ALIGN: usize = 64;
 
@@ -39,15 +39,6 @@ pub enum LayoutError {
     /// The payload is longer than [`MAX_PAYLOAD`].
     #[error("payload of {0} bytes is longer than {MAX_PAYLOAD}")]
     Payload(usize),
-}
-
-/// Byte offsets within a ring's memory. The ring is at most 2^20 slots of about 2^20 bytes, so nothing overflows.
-#[derive(Clone, Copy, Debug)]
-#[cfg_attr(loom, allow(dead_code, reason = "a model's slots are values"))]
-pub(super) struct Offsets {
-    pub(super) word_stride: usize,
-    pub(super) payload_start: usize,
-    pub(super) payload_stride: usize,
 }
 
 impl Layout {
@@ -81,37 +72,12 @@ impl Layout {
 
     /// Bytes of memory that the ring needs, a multiple of 64.
     pub fn len_bytes(&self) -> usize {
-        let Offsets {
-            payload_start,
-            payload_stride,
-            ..
-        } = self.offsets();
-        let start = if self.is_packed() { 0 } else { payload_start };
-        round_up(
-            start.saturating_add(payload_stride.saturating_mul(self.capacity)),
-            ALIGN,
-        )
+        round_up(self.stride().saturating_mul(self.capacity), ALIGN)
     }
 
-    fn is_packed(&self) -> bool {
-        self.payload_len <= PACKED_MAX
-    }
-
-    pub(super) fn offsets(&self) -> Offsets {
-        if self.is_packed() {
-            let stride = round_up(self.payload_len, 8).saturating_add(WORD);
-            return Offsets {
-                word_stride: stride,
-                payload_start: WORD,
-                payload_stride: stride,
-            };
-        }
-        let line = if self.payload_len < ALIGN { 8 } else { ALIGN };
-        Offsets {
-            word_stride: WORD,
-            payload_start: round_up(self.capacity.saturating_mul(WORD), ALIGN),
-            payload_stride: round_up(self.payload_len, line),
-        }
+    /// Bytes from slot to slot: at most about 2^20, and at most 2^20 times, so nothing overflows.
+    pub(super) fn stride(&self) -> usize {
+        round_up(self.payload_len, WORD).saturating_add(WORD)
     }
 }
 

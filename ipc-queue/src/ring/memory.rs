@@ -25,7 +25,7 @@ pub(super) use model::Slots;
 #[cfg(not(loom))]
 mod native {
     use super::*;
-    use crate::ring::layout::ALIGN;
+    use crate::ring::layout::{ALIGN, WORD};
     use std::alloc;
     use std::marker::PhantomData;
     use std::ptr::NonNull;
@@ -33,10 +33,8 @@ mod native {
     /// The slots of a ring that lies in a mapping or on the heap.
     #[derive(Clone, Copy, Debug)]
     pub(in crate::ring) struct Slots<'m> {
-        words: NonNull<u8>,
-        word_stride: usize,
-        payloads: NonNull<u8>,
-        payload_stride: usize,
+        base: NonNull<u8>,
+        stride: usize,
         memory: PhantomData<&'m AtomicU64>,
     }
 
@@ -50,28 +48,24 @@ mod native {
         ///
         /// As [`Ring::attach`].
         pub(in crate::ring) unsafe fn new(base: NonNull<u8>, layout: &Layout) -> Self {
-            let offsets = layout.offsets();
             Slots {
-                words: base,
-                word_stride: offsets.word_stride,
-                // SAFETY: the payloads start within the memory that the caller vouches for.
-                payloads: unsafe { base.add(offsets.payload_start) },
-                payload_stride: offsets.payload_stride,
+                base,
+                stride: layout.stride(),
                 memory: PhantomData,
             }
         }
 
         #[inline(always)]
         pub(in crate::ring) fn word(&self, index: usize) -> &'m AtomicU64 {
-            // SAFETY: the index is below the capacity, so the word lies within the ring's memory; strides are
-            // multiples of 8 from an aligned base; every process accesses the word as an atomic.
-            unsafe { self.words.add(index * self.word_stride).cast().as_ref() }
+            // SAFETY: the index is below the capacity, so the word lies within the ring's memory; the stride is a
+            // multiple of 8 from an aligned base; every process accesses the word as an atomic.
+            unsafe { self.base.add(index * self.stride).cast().as_ref() }
         }
 
         #[inline(always)]
         fn payload(&self, index: usize) -> *mut u8 {
             // SAFETY: the index is below the capacity, so the payload lies within the ring's memory.
-            unsafe { self.payloads.add(index * self.payload_stride) }.as_ptr()
+            unsafe { self.base.add(index * self.stride + WORD) }.as_ptr()
         }
 
         /// Lends the payload of a slot that the caller holds WRITING.

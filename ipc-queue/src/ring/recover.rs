@@ -27,8 +27,9 @@ impl Ring<'_> {
             return 0;
         }
         crash_point!("ring.recover.started");
+        // Only a corrupt word spans more than the ring.
         let span = word.span().min(self.tickets.capacity() as u64);
-        for i in (1..span).rev() {
+        for i in word.interior().skip_while(|i| *i >= span) {
             if let Some((lap, index)) = self.tickets.locate(ticket + i) {
                 self.recover_interior(word.state(), lap, index);
                 crash_point!("ring.recover.interior");

@@ -93,6 +93,13 @@ impl Word {
         (self.0 >> SPAN_SHIFT & SPAN_MASK) + 1
     }
 
+    /// The tickets of a batch behind its header, in the order in which they are published, freed and recovered:
+    /// from last to first.
+    #[inline(always)]
+    pub(super) fn interior(self) -> impl Iterator<Item = u64> {
+        (1..self.span()).rev()
+    }
+
     #[inline(always)]
     pub(super) const fn owner(self) -> u16 {
         (self.0 >> OWNER_SHIFT & OWNER_MASK) as u16
