@@ -13,6 +13,8 @@ pub struct Facts {
     pub kernel: String,
     pub rustc: &'static str,
     pub python: String,
+    /// How many threads wanted to run in the minute before: more than a few tenths and the numbers suffer.
+    pub load: f64,
     #[serde(skip)]
     begin: std::time::Duration,
 }
@@ -36,6 +38,7 @@ impl Facts {
             kernel: kernel.split('-').next().unwrap_or_default().to_owned(),
             rustc: env!("BENCH_RUSTC"),
             python: python.unwrap_or("no Python".into()),
+            load: load(),
             begin: now(),
         }
     }
@@ -49,11 +52,22 @@ impl Facts {
             kernel,
             rustc,
             python,
+            load,
             begin,
         } = self;
         let seconds = (now() - *begin).as_secs();
-        format!("{date}, {cpu}, {cpus} CPUs, Linux {kernel}, {rustc}, {python}; took {seconds} s.")
+        format!(
+            "{date}, {cpu}, {cpus} CPUs, Linux {kernel}, {rustc}, {python}; load {load} before, took {seconds} s."
+        )
     }
+}
+
+fn load() -> f64 {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ')
+        .next()
+        .and_then(|first| first.parse().ok())
+        .unwrap_or(f64::NAN)
 }
 
 /// The date (UTC) as year-month-day.

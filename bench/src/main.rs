@@ -4,8 +4,8 @@
 //! cargo run --release --manifest-path bench/Cargo.toml -- NAME [--json] [--reps N] [--only VARIANT,..]
 //! ```
 //!
-//! `NAME` is `queue`, `latency`, `pool`, `all`, or `smoke` (everything tiny: does it all run and check out?).
-//! A full run writes its tables into `bench/RESULTS.md`.
+//! `NAME` is `queue`, `latency`, `pool`, one case of them (`pool.call`), `all`, or `smoke` (everything tiny: does it
+//! all run and check out?). A run of a whole bench writes its tables into `bench/RESULTS.md`.
 #![deny(unsafe_code)]
 
 mod child;
@@ -27,7 +27,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-const USAGE: &str = "usage: bench queue|latency|pool|all|smoke [--json] [--reps N] [--only VARIANT,..]
+const USAGE: &str = "usage: bench queue|latency|pool|CASE|all|smoke [--json] [--reps N] [--only VARIANT,..]
 
 --json   prints the results as JSON instead of tables
 --reps   rounds per case (default 5)
@@ -76,9 +76,10 @@ fn options() -> Result<Options, String> {
             other => return Err(format!("unknown argument {other}")),
         }
     }
-    let known =
-        |name: &str| BENCHES.iter().any(|(bench, _)| *bench == name) || name == "all" || name == "smoke";
-    if known(&options.name) {
+    let named = |(bench, cases): &Bench| {
+        *bench == options.name || cases().iter().any(|case| case.title() == options.name)
+    };
+    if ["all", "smoke"].contains(&options.name.as_str()) || BENCHES.iter().any(named) {
         Ok(options)
     } else {
         Err(format!("unknown bench {:?}", options.name))
@@ -126,12 +127,17 @@ fn bench(options: &Options) -> Result<(), String> {
     let mut all = Vec::new();
     let facts = Facts::collect();
     for (name, cases) in BENCHES {
-        if options.name != *name && options.name != "all" && !smoke {
+        let whole = options.name == *name || options.name == "all" || smoke;
+        let cases: Vec<Case> = cases()
+            .into_iter()
+            .filter(|case| whole || case.title() == options.name)
+            .collect();
+        if cases.is_empty() {
             continue;
         }
         let facts = Facts::collect();
         let mut outcomes = Vec::new();
-        for mut case in cases() {
+        for mut case in cases {
             if let Some(only) = &options.only {
                 case.variants
                     .retain(|v| v.name == OURS || only.iter().any(|name| name == v.name));
@@ -144,7 +150,7 @@ fn bench(options: &Options) -> Result<(), String> {
         if !options.json {
             print!("## {name}\n\n{}\n\n{tables}{ratios}\n", facts.line());
         }
-        if !smoke && options.only.is_none() {
+        if whole && !smoke && options.only.is_none() {
             write_results(name, &facts, options.reps, &tables, &ratios)?;
         }
         all.extend(outcomes);
