@@ -13,6 +13,17 @@ pub(crate) const INLINE_BYTES: usize = 32 << 10;
 /// Room beside a payload for a memory file and whatever else its message carries.
 const RESERVED_DESCRIPTORS: usize = 10;
 
+/// The most handles of a payload.
+pub(crate) const MAX_HANDLES: usize = MAX_DESCRIPTORS - RESERVED_DESCRIPTORS;
+
+/// The error of a value with more than [`MAX_HANDLES`]; `what` names it ("the argument").
+pub(crate) fn too_many_handles(count: usize, what: &str) -> TaskError {
+    TaskError::codec(
+        &format!("{what} cannot be sent"),
+        &format_args!("it carries {count} handles, and the limit is {MAX_HANDLES}"),
+    )
+}
+
 /// An encoded value with the descriptors of its handles.
 #[derive(Debug)]
 pub(crate) struct Payload {
@@ -39,13 +50,8 @@ impl Payload {
         let bytes = postcard::to_stdvec(value)
             .map_err(|error| TaskError::codec(&format!("{what} cannot be encoded"), &error))?;
         let descriptors = session.finish();
-        let limit = MAX_DESCRIPTORS - RESERVED_DESCRIPTORS;
-        if descriptors.len() > limit {
-            let count = descriptors.len();
-            return Err(TaskError::codec(
-                &format!("{what} cannot be sent"),
-                &format_args!("it carries {count} handles, and the limit is {limit}"),
-            ));
+        if descriptors.len() > MAX_HANDLES {
+            return Err(too_many_handles(descriptors.len(), what));
         }
         Ok(Self { bytes, descriptors })
     }

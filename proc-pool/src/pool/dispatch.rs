@@ -46,6 +46,7 @@ impl JobHandle {
 
     /// See [`Dispatcher::submit`].
     pub(super) fn submit(&self, prepared: &mut Prepared, attended: bool) -> Result<()> {
+        self.dispatcher.shared.segment().check()?;
         self.dispatcher.submit(self.number, prepared, attended)
     }
 
@@ -59,11 +60,13 @@ impl JobHandle {
         batch: &mut Batch,
         deadline: Option<Instant>,
     ) -> std::result::Result<bool, TaskError> {
+        self.dispatcher.shared.segment().check()?;
         self.dispatcher.outcomes(Some(self), batch, deadline)
     }
 
     /// Collects outcomes that are there. Never blocks.
     pub(super) fn try_outcomes(&self, batch: &mut Batch) -> std::result::Result<(), TaskError> {
+        self.dispatcher.shared.segment().check()?;
         self.dispatcher.collect(Some(self.number), batch)
     }
 }

@@ -6,6 +6,7 @@ use super::dispatch::JobHandle;
 use super::load::{Batch, Outcome, Prepared};
 use super::task::Task;
 use crate::error::{Error, Result, TaskError};
+use crate::payload::{MAX_HANDLES, too_many_handles};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shm_core::handle::{ReceiveSession, SendSession};
@@ -169,7 +170,10 @@ where
         let mut feed = Feed::start(self, items, automatic)?;
         loop {
             feed.top_up(feed.settled)?;
-            feed.take_early(&mut take);
+            if feed.take_early(&mut take) {
+                // They may have been all that was under way.
+                continue;
+            }
             if feed.is_done() {
                 break;
             }
@@ -213,6 +217,9 @@ fn prepare_one<A: Serialize>(argument: &A) -> Result<Prepared> {
     let mut prepared = Prepared::default();
     let session = SendSession::begin();
     push_item(prepared.bytes(), argument)?;
+    if session.len() > MAX_HANDLES {
+        return Err(too_many_handles(session.len(), "the argument").into());
+    }
     prepared.seal(0, 0, 1, session.finish())?;
     Ok(prepared)
 }
@@ -227,6 +234,8 @@ pub(super) fn only<R: DeserializeOwned>(outcome: Outcome<'_>) -> std::result::Re
 struct Feed<I: Iterator> {
     job: JobHandle,
     items: Fuse<I>,
+    /// An item whose handles found no room in the last chunk.
+    held: Option<I::Item>,
     chunk: usize,
     window: u64,
     /// Items taken from the iterator.
@@ -262,6 +271,7 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Feed<I> {
         Ok(Self {
             job,
             items: items.fuse(),
+            held: None,
             chunk: chunk.min(window),
             window: window as u64,
             sent: 0,
@@ -302,36 +312,62 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Feed<I> {
         let (start, first) = (self.prepared.bytes().len(), self.sent);
         let session = SendSession::begin();
         while self.sent - first < most && self.prepared.bytes().len() - start < CHUNK_BYTES {
-            let Some(item) = self.items.next() else {
+            let Some(item) = self.held.take().or_else(|| self.items.next()) else {
                 self.exhausted = true;
                 break;
             };
-            if let Err(error) = push_item(self.prepared.bytes(), &item) {
-                // It ends the chunk, so that a chunk's items are numbered without gaps.
-                self.early.push_back((self.sent, error));
-                self.sent += 1;
-                let count = u32::try_from(self.sent - 1 - first).expect("a chunk fits");
-                return self.seal(start, first, count, session);
+            let (len, handles) = (self.prepared.bytes().len(), session.len());
+            let mut pushed = push_item(self.prepared.bytes(), &item);
+            let fits = session.len() <= MAX_HANDLES;
+            if !fits {
+                self.prepared.bytes().truncate(len);
+                pushed = Err(too_many_handles(session.len() - handles, "the argument"));
             }
-            self.sent += 1;
+            match pushed {
+                Ok(()) => self.sent += 1,
+                // Alone in a chunk, or it ends this one: a chunk's items are numbered without gaps.
+                Err(error) => {
+                    let count = self.sent - first;
+                    if fits || count == 0 {
+                        self.early.push_back((self.sent, error));
+                        self.sent += 1;
+                    } else {
+                        self.held = Some(item);
+                    }
+                    return self.seal(start, first, count, session, handles);
+                }
+            }
         }
-        let count = u32::try_from(self.sent - first).expect("a chunk fits");
-        self.seal(start, first, count, session)
+        let handles = session.len();
+        self.seal(start, first, self.sent - first, session, handles)
     }
 
-    fn seal(&mut self, start: usize, first: u64, count: u32, session: SendSession) -> Result<()> {
+    /// Makes a load of the last `count` items and the session's first `handles` descriptors.
+    fn seal(
+        &mut self,
+        start: usize,
+        first: u64,
+        count: u64,
+        session: SendSession,
+        handles: usize,
+    ) -> Result<()> {
         if count == 0 {
             return Ok(());
         }
-        self.prepared.seal(start, first, count, session.finish())
+        let mut descriptors = session.finish();
+        descriptors.truncate(handles);
+        let count = u32::try_from(count).expect("a chunk fits");
+        self.prepared.seal(start, first, count, descriptors)
     }
 
-    /// Outcomes of items that never left.
-    fn take_early<R>(&mut self, take: &mut impl FnMut(u64, std::result::Result<R, TaskError>)) {
+    /// Outcomes of items that never left; whether there were any.
+    fn take_early<R>(&mut self, take: &mut impl FnMut(u64, std::result::Result<R, TaskError>)) -> bool {
+        let settled = self.settled;
         while let Some((index, error)) = self.early.pop_front() {
             self.settled += 1;
             take(index, Err(error));
         }
+        self.settled > settled
     }
 
     /// Waits for outcomes and passes them on.
@@ -390,12 +426,10 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Source<I> {
                 if let Err(error) = feed.top_up(taken) {
                     return Some(Err(into_task_error(error)));
                 }
-                let settled = feed.settled;
-                feed.take_early(&mut take);
-                if feed.is_done() && feed.settled == settled {
-                    return None;
-                }
-                if feed.settled == settled {
+                if !feed.take_early(&mut take) {
+                    if feed.is_done() {
+                        return None;
+                    }
                     if let Err(error) = feed.receive(&mut take) {
                         return Some(Err(error));
                     }
@@ -410,11 +444,14 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Source<I> {
 
     /// Keeps the workers supplied while there are results to yield. Errors show when they run out.
     fn keep_supplied(&mut self, taken: u64) {
-        if let Self::Feeding(feed) = self {
-            if let Err(error) = feed.top_up(taken) {
-                *self = Self::Failed(into_task_error(error));
-            }
-        }
+        // The items' iterator may panic; then this stays `Over`.
+        *self = match std::mem::replace(self, Self::Over) {
+            Self::Feeding(mut feed) => match feed.top_up(taken) {
+                Ok(()) => Self::Feeding(feed),
+                Err(error) => Self::Failed(into_task_error(error)),
+            },
+            other => other,
+        };
     }
 }
 

@@ -61,6 +61,9 @@ impl<R: DeserializeOwned> Task<R> {
     /// Decodes the outcome that has come.
     fn open(state: &mut State<R>) {
         let State::Waiting(batch) = state else { return };
+        let mut batch = std::mem::take(batch);
+        // Decoding runs user code: should it panic, nobody waits again for what is gone.
+        *state = State::Done(None);
         let outcome = batch.drain().next().map(|outcome| only(outcome));
         *state = match outcome {
             Some(Ok(result)) => State::Done(Some(result)),
@@ -93,7 +96,14 @@ impl<R: DeserializeOwned> Task<R> {
     }
 
     fn join_until(&self, deadline: Option<Instant>) -> Result<Option<R>, TaskError> {
-        let mut state = self.state.lock();
+        // Whoever holds the lock is waiting for the outcome too.
+        let mut state = match deadline {
+            None => self.state.lock(),
+            Some(deadline) => match self.state.try_lock_until(deadline) {
+                Some(state) => state,
+                None => return Ok(None),
+            },
+        };
         if let State::Waiting(batch) = &mut *state {
             match self.job.outcomes(batch, deadline) {
                 Ok(true) => Self::open(&mut state),
