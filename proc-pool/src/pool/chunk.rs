@@ -72,7 +72,12 @@ impl postcard::ser_flavors::Flavor for Append<'_> {
 
     #[inline]
     fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
-        self.0.extend_from_slice(bytes);
+        // A number is a few bytes: fewer than a call is worth.
+        if bytes.len() <= 8 {
+            bytes.iter().for_each(|byte| self.0.push(*byte));
+        } else {
+            self.0.extend_from_slice(bytes);
+        }
         Ok(())
     }
 
@@ -94,7 +99,7 @@ pub(crate) trait Outcomes {
     /// The item of this number is about to run.
     fn begin(&mut self, item: u32);
     /// Its outcome: a header and its content.
-    fn end(&mut self, item: u32, header: [u8; 4], content: &[u8]);
+    fn end(&mut self, item: u32, entry: &[u8]);
 }
 
 /// The items of a chunk that a worker runs.
@@ -145,13 +150,12 @@ where
         });
         match outcome.and_then(|done| done) {
             Ok(()) => {
-                let (header, content) = items.scratch.split_first_chunk::<4>().expect("framed just now");
-                let len = u32::from_le_bytes(*header);
-                items.outcomes.end(item, (len << 1).to_le_bytes(), content);
+                let header = items.scratch.first_chunk_mut::<4>().expect("framed just now");
+                *header = (u32::from_le_bytes(*header) << 1).to_le_bytes();
+                items.outcomes.end(item, items.scratch);
             }
             Err(error) => {
-                let (header, content) = failure(&error);
-                items.outcomes.end(item, header, &content);
+                items.outcomes.end(item, &failure(&error));
             }
         }
     }
@@ -167,18 +171,18 @@ fn fail_rest(items: &mut Items<'_>, from: u32) {
 /// Gives all items from `from` on the same failure.
 #[cold]
 pub(super) fn fail_items(items: &mut Items<'_>, from: u32, error: &TaskError) {
-    let (header, content) = failure(error);
+    let entry = failure(error);
     for item in from.max(items.range.start)..items.range.end {
-        items.outcomes.end(item, header, &content);
+        items.outcomes.end(item, &entry);
     }
 }
 
 #[cold]
-fn failure(error: &TaskError) -> ([u8; 4], Vec<u8>) {
+fn failure(error: &TaskError) -> Vec<u8> {
     let content = postcard::to_stdvec(error).unwrap_or_default();
     // A TaskError is a few bounded strings.
     let len = u32::try_from(content.len()).unwrap_or(0);
-    ((len << 1 | 1).to_le_bytes(), content)
+    [&(len << 1 | 1).to_le_bytes(), content.as_slice()].concat()
 }
 
 /// The outcomes of a piece, decoded one by one.
@@ -239,9 +243,8 @@ mod tests {
             self.begun.push(item);
         }
 
-        fn end(&mut self, _item: u32, header: [u8; 4], content: &[u8]) {
-            self.bytes.extend(header);
-            self.bytes.extend(content);
+        fn end(&mut self, _item: u32, entry: &[u8]) {
+            self.bytes.extend(entry);
         }
     }
 

@@ -452,10 +452,9 @@ impl Outcomes for CellOutcomes<'_> {
     }
 
     #[inline]
-    fn end(&mut self, item: u32, header: [u8; 4], content: &[u8]) {
-        if self.spill.is_none() && self.capacity - self.len >= header.len() + content.len() {
-            self.store(&header);
-            self.store(content);
+    fn end(&mut self, item: u32, entry: &[u8]) {
+        if self.spill.is_none() && self.capacity - self.len >= entry.len() {
+            self.store(entry);
             // A result with handles needs their descriptors, which die with this process.
             if self.session.is_empty() {
                 self.saved = item + 1;
@@ -463,8 +462,6 @@ impl Outcomes for CellOutcomes<'_> {
             }
             return;
         }
-        let spill = self.spill.get_or_insert_default();
-        spill.extend_from_slice(&header);
-        spill.extend_from_slice(content);
+        self.spill.get_or_insert_default().extend_from_slice(entry);
     }
 }
