@@ -265,3 +265,20 @@ fn a_closed_stdout_ends_the_run_quietly() {
     assert_eq!(output.status.code(), Some(141), "as after SIGPIPE");
     assert_eq!(text(&output.stderr), "");
 }
+
+#[test]
+fn a_full_disk_is_a_clear_error() {
+    let dir = tree();
+    let full = fs::File::options()
+        .write(true)
+        .open("/dev/full")
+        .expect("Linux has it");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hash_tree"));
+    let output = finished(command.current_dir(dir.path()), Stdio::from(full));
+    assert_eq!(output.status.code(), Some(2));
+    let stderr = text(&output.stderr);
+    assert!(
+        stderr.contains("writing the digests: No space left on device"),
+        "{stderr}"
+    );
+}

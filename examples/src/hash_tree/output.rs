@@ -56,7 +56,7 @@ impl<'p, W: Write> Output<'p, W> {
         });
         self.pending.clear();
         self.flushed = Instant::now();
-        written
+        written.map_err(|error| io::Error::new(error.kind(), format!("writing the digests: {error}")))
     }
 }
 
