@@ -20,8 +20,8 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-/// Workers that may die in a row without having finished or begun anything, per worker slot, before the pool
-/// gives up.
+/// Workers that may die in a row without having finished or begun anything although there was work, per worker slot,
+/// before the pool gives up.
 const FUTILE_DEATHS: usize = 3;
 
 /// A range of the items of one load.
@@ -265,7 +265,12 @@ impl<P: Policy> Scheduler<P> {
     }
 
     fn worker_died(&mut self, worker: u32, running: Vec<Running>, lost: Vec<u32>, actions: &mut Vec<Action>) {
-        self.futile = if running.is_empty() { self.futile + 1 } else { 0 };
+        if !running.is_empty() {
+            self.futile = 0;
+        } else if self.outstanding > 0 {
+            // Without work a death proves nothing: whoever killed an idle worker may do so again and again.
+            self.futile += 1;
+        }
         // What runs again goes to the front, so the last pushed is the first to run: push in reverse.
         for cell in lost {
             if let Some(piece) = self.vacate(cell) {
@@ -474,6 +479,20 @@ mod tests {
                 Action::Spawn { worker: 4 }
             ]
         );
+    }
+
+    #[test]
+    fn idle_workers_may_die_as_often_as_they_like() {
+        let mut s = Scheduler::new(Fifo::default(), 1, 1);
+        let died = || Event::WorkerDied {
+            worker: 0,
+            running: vec![],
+            lost: vec![],
+        };
+        for _ in 0..10 * FUTILE_DEATHS {
+            assert_eq!(handle(&mut s, died()), [Action::Spawn { worker: 0 }]);
+        }
+        assert!(s.is_open());
     }
 
     #[test]
