@@ -124,6 +124,11 @@ impl Body {
     }
 }
 
+/// Generations are never 0, so that a record never is.
+fn next_generation(generation: u32) -> u32 {
+    generation.checked_add(1).unwrap_or(1)
+}
+
 /// How a piece was offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lane {
@@ -394,8 +399,7 @@ impl Core {
             Body::Sent { .. } => ((INLINE, 0), FETCH),
         };
         let info = &mut self.cells[number as usize];
-        // Generations are never 0, so that a record never is.
-        info.generation = info.generation.checked_add(1).unwrap_or(1);
+        info.generation = next_generation(info.generation);
         info.lane = Lane::Shared(None);
         info.result = result;
         info.awaits_spill = false;
@@ -621,10 +625,17 @@ impl Core {
         }
     }
 
-    /// Frees what a use of a cell had; the scheduler is told by the caller.
+    /// Ends a use of a cell and frees what it had; the scheduler is told by the caller.
     pub(super) fn vacate(&mut self, cell: u32) {
-        if let Some(block) = self.cells[cell as usize].result.take() {
+        let info = &mut self.cells[cell as usize];
+        let generation = info.generation;
+        // At once, not only with the next offer: the scheduler may give the cell to a waiting piece before that.
+        info.generation = next_generation(generation);
+        if let Some(block) = info.result.take() {
             self.arena.free(block);
+        }
+        if !self.spills.is_empty() {
+            self.spills.remove(&Record { cell, generation });
         }
     }
 
