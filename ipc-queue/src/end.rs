@@ -117,8 +117,8 @@ impl Body {
 }
 
 /// Cleans up after a dead participant; see [`Spec::sweep`]. Every step may be repeated.
-fn sweep(segment: &Segment, dead: u16) {
-    let Some(body) = Body::of(segment) else { return };
+fn sweep(segment: &Segment, dead: u16) -> bool {
+    let Some(body) = Body::of(segment) else { return false };
     // SAFETY: inside the segment, which outlives this call; atomics.
     let control = unsafe { body.control.as_ref() };
     body.ring.recover_owner(dead);
@@ -131,6 +131,7 @@ fn sweep(segment: &Segment, dead: u16) {
         disconnect::is_gone(segment, control, side);
         control.sleeps(side).notify_all();
     }
+    true
 }
 
 fn spec(layout_hash: u64, body_len: usize) -> Spec {

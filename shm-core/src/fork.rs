@@ -10,7 +10,9 @@
 //!   the kernel zeroes in children (`MADV_WIPEONFORK`), and returns [`Forked`] instead of faulting.
 //!
 //! Raw `clone` and `_Fork` skip the handlers, and a `vfork` child keeps a copy of the descriptor table until it
-//! executes: there the lock may outlive its owner until that child has executed or ended.
+//! executes: there the lock may outlive its owner until that child has executed or ended. A child that is forked while
+//! a handle is on its way ([`crate::segment::Segment::token`]) inherits the token's descriptor: the handle counts as
+//! in flight until that child executes or ends.
 #![allow(unsafe_code)]
 //! # Safety
 //!
@@ -42,15 +44,23 @@ pub struct ForkStamp {
 
 impl ForkStamp {
     /// The present process.
+    ///
+    /// # Panics
+    ///
+    /// On the first call of a process, if not even a page can be mapped or the kernel is older than 4.14.
     pub fn now() -> Self {
         let page = page();
         let mut generation = page.load(Ordering::Relaxed);
         if generation == 0 {
-            // A child: number it one after its parent. Two threads of it may race; both store the same number.
-            generation = LAST.load(Ordering::Relaxed) + 1;
-            LAST.store(generation, Ordering::Relaxed);
-            page.store(generation, Ordering::Relaxed);
+            // A child: number it after its parent. Of several threads that do, the first decides.
+            let next = LAST.load(Ordering::Relaxed) + 1;
+            generation = match page.compare_exchange(0, next, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => next,
+                Err(first) => first,
+            };
         }
+        // Before the stamp is out, so that a child of this process gets another number.
+        LAST.fetch_max(generation, Ordering::Relaxed);
         Self { page, generation }
     }
 

@@ -1,11 +1,11 @@
 //! Bytes that nobody can change any more: sealed memory files, for messages too large for a socket or a slot.
 
 use crate::error::SegmentError;
-use crate::sys::files;
 use rustix::fs::SealFlags;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 
 /// What may no longer happen to a frozen file.
 const FROZEN: SealFlags = SealFlags::WRITE.union(SealFlags::SHRINK).union(SealFlags::GROW);
@@ -27,7 +27,7 @@ pub fn sealed_memfd(bytes: &[u8]) -> Result<OwnedFd, SegmentError> {
     Ok(file.into())
 }
 
-/// Reads the first `len` bytes of a frozen file that another process sent.
+/// Reads the first `len` bytes of a frozen file that another process sent. Allocates `len` bytes: bound it before.
 ///
 /// # Errors
 ///
@@ -48,21 +48,16 @@ pub fn read_sealed(file: OwnedFd, len: usize) -> io::Result<Vec<u8>> {
     bytes
         .try_reserve_exact(len)
         .map_err(|_| io::ErrorKind::OutOfMemory)?;
-    // The offset is shared with the sender's descriptor, so start from the beginning explicitly.
-    rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0))?;
-    File::from(file).take(len as u64).read_to_end(&mut bytes)?;
-    if bytes.len() == len {
-        Ok(bytes)
-    } else {
-        Err(io::ErrorKind::UnexpectedEof.into())
-    }
+    bytes.resize(len, 0);
+    // By place: the offset of the description is shared with whoever else holds it.
+    File::from(file).read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
 }
-
-const _: fn(std::os::fd::BorrowedFd<'_>) -> io::Result<OwnedFd> = files::reopen;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::files;
 
     #[test]
     fn frozen_bytes_come_back() {

@@ -169,15 +169,16 @@ pub(crate) fn create_file(name: &str, len: u64, committed: u64) -> Result<OwnedF
     files::create_memory(name, len, committed.min(len)).map_err(|source| out_of_memory(committed, source))
 }
 
-/// The real length of a file that was received, if it is long enough and can never shrink.
+/// The real length of a file that was received, if it is long enough and can never change its length.
 pub(crate) fn checked_len(fd: BorrowedFd<'_>, min_len: u64) -> Result<u64, SegmentError> {
     let seals =
         rustix::fs::fcntl_get_seals(fd).map_err(|_| SegmentError::foreign("its kind of file", 0, 1))?;
-    if !seals.contains(SealFlags::SHRINK) {
+    let wanted = SealFlags::SHRINK | SealFlags::GROW;
+    if !seals.contains(wanted) {
         return Err(SegmentError::foreign(
             "its seals",
-            u64::from(seals.bits()),
-            u64::from(SealFlags::SHRINK.bits()),
+            seals.bits().into(),
+            wanted.bits().into(),
         ));
     }
     let stat =

@@ -54,7 +54,11 @@ impl<'m> Registry<'m> {
 
     /// Takes a free index by locking its byte through `own`. An index whose last holder died is swept first, and
     /// not taken over in this state: the claimer holds its lock, so it has the exclusive right.
-    pub(crate) fn claim(&self, own: BorrowedFd<'_>, sweep: impl Fn(u16)) -> Result<u16, SegmentError> {
+    pub(crate) fn claim(
+        &self,
+        own: BorrowedFd<'_>,
+        sweep: impl Fn(u16) -> bool,
+    ) -> Result<u16, SegmentError> {
         // Relaxed: a hint from shared memory, brought into range.
         let hint =
             u16::try_from(self.words[0].load(Ordering::Relaxed) % u64::from(MAX_PARTICIPANTS)).unwrap_or(0);
@@ -66,15 +70,18 @@ impl<'m> Registry<'m> {
                 continue;
             }
             crate::crash_point!("segment.attach.locked");
-            if self.is_attached(index) {
-                sweep(index);
+            if self.is_attached(index) && !sweep(index) {
+                files::unlock(own, index.into())
+                    .map_err(SegmentError::system("unlocking a participant's byte"))?;
+                continue;
             }
+            // Before the entry, so that a sweeper visits it.
+            self.words[1].fetch_max(index.into(), Ordering::Relaxed);
             let entry = self.entry(index);
             let next = (entry.load(Ordering::Acquire) & !ATTACHED).wrapping_add(GENERATION) | ATTACHED;
             entry.store(next, Ordering::Release);
             crate::crash_point!("segment.attach.entered");
             self.words[0].store(index.into(), Ordering::Relaxed);
-            self.words[1].fetch_max(index.into(), Ordering::Relaxed);
             return Ok(index);
         }
         Err(Kind::TooManyParticipants {

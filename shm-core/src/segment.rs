@@ -66,9 +66,10 @@ pub struct Spec {
     pub layout_hash: u64,
     /// The body's length in bytes; at attach the least that is accepted.
     pub body_len: usize,
-    /// Cleans up what the dead participant owned in the body. Runs under the exclusive right to do so, possibly
-    /// again after a sweeper died in the middle: every step must be idempotent. It must neither attach nor sweep.
-    pub sweep: fn(&Segment, dead: u16),
+    /// Cleans up what the dead participant owned in the body; `false` if it cannot (the body makes no sense), and the
+    /// index stays taken then. Runs under the exclusive right to do so, possibly again after a sweeper died in the
+    /// middle: every step must be idempotent. `fork` waits for it, so it must neither create, attach, sweep nor fork.
+    pub sweep: fn(&Segment, dead: u16) -> bool,
 }
 
 /// The fixed part of the header, as bytes in the file.
@@ -102,7 +103,7 @@ struct Header {
 /// ```
 /// use shm_core::segment::{Segment, Spec};
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let spec = Spec { kind: 7, layout_hash: 1, body_len: 4096, sweep: |_, _| {} };
+/// let spec = Spec { kind: 7, layout_hash: 1, body_len: 4096, sweep: |_, _| true };
 /// let segment = Segment::create(&spec, |_body| {})?;
 /// let same = Segment::attach(segment.descriptor(), &spec)?;
 /// assert_eq!(segment.participant(), same.participant());   // one process, one participant
@@ -114,7 +115,9 @@ pub struct Segment {
     participant: u16,
     key: Key,
     body_len: usize,
-    sweep: fn(&Segment, u16),
+    sweep: fn(&Segment, u16) -> bool,
+    kind: u32,
+    layout_hash: u64,
     /// Serialises this process's sweeps of the segment.
     sweeping: Mutex<()>,
 }
@@ -138,11 +141,14 @@ impl Segment {
     /// `is_too_large`, `is_out_of_memory`, or the system's error.
     pub fn create(spec: &Spec, init: impl FnOnce(NonNull<u8>)) -> Result<Arc<Self>, SegmentError> {
         crate::sync::register_asymmetric_fence();
+        if spec.body_len == 0 {
+            return Err(SegmentError::foreign("the length of a new body", 0, 1));
+        }
         let body_len = spec.body_len as u64;
         let file_len = body_len
             .checked_next_multiple_of(PAGE)
             .and_then(|len| len.checked_add(BODY_OFFSET));
-        let file_len = file_len.filter(|_| body_len > 0).unwrap_or(u64::MAX);
+        let file_len = file_len.unwrap_or(u64::MAX);
         let descriptor = mapping::create_file("segment", file_len, file_len)?;
         let mut id = [0_u64; 2];
         rustix::rand::getrandom(
@@ -206,6 +212,16 @@ impl Segment {
         }
         let key = Key::of(descriptor, header.id)?;
         if let Some(attached) = key.lookup() {
+            // What it was validated against, not what the header says by now.
+            expect("its kind", attached.kind.into(), spec.kind.into())?;
+            expect("its layout", attached.layout_hash, spec.layout_hash)?;
+            if attached.body_len < spec.body_len {
+                return Err(SegmentError::foreign(
+                    "its body's length",
+                    attached.body_len as u64,
+                    spec.body_len as u64,
+                ));
+            }
             return Ok(attached);
         }
         // A description without anybody's locks, to ask the oracle through and to pass on.
@@ -230,6 +246,8 @@ impl Segment {
             key,
             body_len,
             sweep: spec.sweep,
+            kind: header.kind,
+            layout_hash: header.layout_hash,
             sweeping: Mutex::new(()),
         };
         segment.participant = segment
@@ -240,15 +258,23 @@ impl Segment {
         Ok(segment)
     }
 
-    /// Makes the attachment the one of this process.
+    /// Makes the attachment the one of this process, unless another thread was first: then that one is returned, and
+    /// this one detaches.
     fn publish(self) -> Arc<Self> {
-        let segment = Arc::new(self);
+        let ours = Arc::new(self);
         let _window = crate::fork::window();
         let mut attached = ATTACHED.lock();
         let table = attached.get_or_insert_default();
         table.retain(|_, other| other.strong_count() > 0);
-        table.insert(segment.key, Arc::downgrade(&segment));
-        segment
+        let first = table.get(&ours.key).and_then(Weak::upgrade).filter(|other| {
+            let same = (other.kind, other.layout_hash) == (ours.kind, ours.layout_hash);
+            same && other.body_len == ours.body_len && other.check().is_ok()
+        });
+        if let Some(first) = first {
+            return first;
+        }
+        table.insert(ours.key, Arc::downgrade(&ours));
+        ours
     }
 
     /// The first byte of the body. Other processes may change what is behind it at any time.
@@ -330,10 +356,12 @@ impl Segment {
             return false;
         }
         crate::crash_point!("segment.sweep.locked");
-        (self.sweep)(self, index);
+        let clean = (self.sweep)(self, index);
         crate::crash_point!("segment.sweep.cleaned");
-        self.registry().free(index);
-        true
+        if clean {
+            self.registry().free(index);
+        }
+        clean
     }
 
     /// Whether the segment can be used in this process.
@@ -371,9 +399,13 @@ impl Segment {
         self.check()?;
         let own = files::reopen(self.descriptor())
             .map_err(SegmentError::system("opening a segment through /proc"))?;
-        files::try_lock(own.as_fd(), Lock::Read, TOKEN_BYTE + u64::from(lane))
-            .map_err(SegmentError::system("marking a handle in flight"))?;
-        Ok(own)
+        let failed = || SegmentError::system("marking a handle in flight");
+        match files::try_lock(own.as_fd(), Lock::Read, TOKEN_BYTE + u64::from(lane)) {
+            Ok(true) => Ok(own),
+            // Nobody takes a write lock there; a peer that does must not make a handle look gone.
+            Ok(false) => Err(failed()(std::io::ErrorKind::WouldBlock.into())),
+            Err(error) => Err(failed()(error)),
+        }
     }
 
     /// Whether a token of the lane exists anywhere. A system call; `true` if the system cannot tell.
@@ -422,6 +454,7 @@ impl Key {
     }
 
     fn lookup(&self) -> Option<Arc<Segment>> {
+        let _window = crate::fork::window();
         let attached = ATTACHED.lock();
         attached
             .as_ref()?

@@ -45,10 +45,28 @@
 //! peers, more runnable threads than processors), it polls only now and then to see whether it pays again.
 
 use crate::futex::{Futex, Wakeup};
-use crate::sync::{AtomicU32, AtomicU64, Ordering, fence, heavy_fence, light_fence};
+use crate::sync::{AtomicU32, Ordering, fence, heavy_fence, light_fence};
 #[cfg(not(loom))]
 use crate::sync::{hint, thread};
 use std::time::{Duration, Instant};
+
+#[cfg(not(loom))]
+mod pace;
+#[cfg(not(loom))]
+pub use pace::Pace;
+
+/// What one handle remembers of its waits: nothing in a model, which looks at every order of events anyway.
+#[cfg(loom)]
+#[derive(Debug, Default)]
+pub struct Pace(());
+
+#[cfg(loom)]
+impl Pace {
+    /// A handle that has not waited yet.
+    pub fn new() -> Self {
+        Self(())
+    }
+}
 
 /// Somebody may sleep.
 const SLEEPERS: u32 = 1;
@@ -60,20 +78,9 @@ const STEP: u32 = 4;
 /// The longest sleep between two looks at the state of the peers.
 pub const SLICE: Duration = Duration::from_millis(100);
 
-/// Pauses spent polling before a sleep: about what a wake-up across processors costs.
-#[cfg(not(loom))]
-const POLL_PAUSES: u32 = 4000;
 /// Yields to a peer on the same processor before a sleep.
 #[cfg(not(loom))]
 const YIELDS: u32 = 2;
-/// The most pauses between two polls.
-const MAX_BACKOFF: u32 = 15;
-/// Poll episodes that may fail in a row before polling becomes the exception.
-const MAX_CREDIT: u32 = 8;
-/// Without credit, one episode in this many still polls.
-#[cfg(not(loom))]
-const PROBE_EVERY: u32 = 16;
-
 /// One direction of waiting for a shared resource. Lives in a segment: plain words, no pointers.
 #[derive(Debug)]
 #[cfg_attr(not(loom), repr(C, align(64)))]
@@ -165,8 +172,9 @@ impl WaitLine {
     /// Blocks until `attempt` or `check` yields a value, or `deadline` has passed (`None`).
     ///
     /// `attempt` tries to take the resource; it runs often and must be cheap. `check` looks at the state of the
-    /// peers (is the other side alive, must something be recovered); it runs before the first sleep and whenever
-    /// a time slice of at most [`SLICE`] ends. After each `check` the resource is tried once more.
+    /// peers (is the other side alive, must something be recovered); it runs before every sleep, thus after each wake-up
+    /// that brought nothing and whenever a time slice of at most [`SLICE`] has ended. After each `check` the resource is
+    /// tried once more.
     /// `progress` counts the caller's successes so far (a ticket); it paces the polling.
     ///
     /// Woken by [`WaitLine::notify`]. A signal does not end the wait.
@@ -181,18 +189,24 @@ impl WaitLine {
         if let Some(done) = self.poll(pace, progress, deadline, &mut attempt) {
             return Some(done);
         }
-        if let Some(done) = check() {
-            return Some(done);
-        }
-        let mut armed = false;
+        let mut armed = None;
         loop {
             // Arming again before the attempt, after a waker has cleared SLEEPERS, is the rule that keeps the
-            // other sleepers reachable; finding it still set after an expired slice costs nothing.
+            // other sleepers reachable; finding it still set after an expired slice costs nothing. The sequence tells
+            // whether it is still this sleeper's own arming: otherwise a waker cleared it and another sleeper, whose
+            // fence may be yet to come, has set it again.
             let (word, was_set) = self.arm();
-            if !(armed && was_set) {
+            if !(was_set && armed == Some(word)) {
                 self.fence_for_sleep();
             }
-            armed = true;
+            armed = Some(word);
+            if let Some(done) = attempt() {
+                return Some(done);
+            }
+            // While armed, so that a change of the peers' state from here on ends the sleep.
+            if let Some(done) = check() {
+                return Some(done);
+            }
             if let Some(done) = attempt() {
                 return Some(done);
             }
@@ -209,13 +223,8 @@ impl WaitLine {
             } else {
                 Some(slice)
             };
-            if self.word.wait(word, timeout) == Wakeup::TimedOut {
-                if let Some(done) = check() {
-                    return Some(done);
-                }
-                if cfg!(loom) {
-                    return attempt();
-                }
+            if self.word.wait(word, timeout) == Wakeup::TimedOut && cfg!(loom) {
+                return attempt();
             }
         }
     }
@@ -289,7 +298,7 @@ impl WaitLine {
         _deadline: Option<Instant>,
         attempt: &mut impl FnMut() -> Option<R>,
     ) -> Option<R> {
-        let _ = (pace.miss(progress), pace.budget());
+        let _ = (pace, progress);
         attempt()
     }
 }
@@ -300,81 +309,4 @@ fn jittered_slice() -> Duration {
     // The address of a stack slot and the clock are random enough to spread sleepers.
     let seed = (&raw const now).addr() as u64 ^ u64::from(crate::sys::monotonic_subsec_nanos());
     SLICE - Duration::from_micros(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 49) - Duration::from_millis(7)
-}
-
-/// What one handle remembers of its waits: private to the process, shared by the handle's threads as a hint.
-#[derive(Debug)]
-#[cfg_attr(loom, allow(dead_code, reason = "models do not poll"))]
-pub struct Pace {
-    /// Pauses between two polls.
-    gap: AtomicU32,
-    /// Poll episodes that may still fail before polling becomes the exception.
-    credit: AtomicU32,
-    /// Episodes without credit, to let one in so many poll.
-    probes: AtomicU32,
-    /// The caller's progress at its last miss.
-    last_miss: AtomicU64,
-}
-
-// Every access is Relaxed: the values only steer how long to poll.
-impl Pace {
-    /// A handle that has not waited yet: polling gets the benefit of the doubt.
-    pub fn new() -> Self {
-        Self {
-            gap: AtomicU32::new(1),
-            credit: AtomicU32::new(MAX_CREDIT),
-            probes: AtomicU32::new(0),
-            last_miss: AtomicU64::new(0),
-        }
-    }
-
-    /// Notes a miss and returns the pauses to make between polls: more after a long run of successes (let the
-    /// peer get ahead, so that both work on different cache lines), fewer when every poll counts.
-    fn miss(&self, progress: u64) -> u32 {
-        let run = progress.wrapping_sub(self.last_miss.load(Ordering::Relaxed));
-        let gap = self.gap.load(Ordering::Relaxed);
-        let next = if run >= 2 {
-            (2 * gap + 1).min(MAX_BACKOFF)
-        } else {
-            gap / 2
-        }
-        .max(1);
-        self.gap.store(next, Ordering::Relaxed);
-        self.last_miss.store(progress, Ordering::Relaxed);
-        next
-    }
-
-    /// The pauses that the next poll episode may spend.
-    #[cfg(not(loom))]
-    fn budget(&self) -> u32 {
-        if self.credit.load(Ordering::Relaxed) > 0 {
-            return POLL_PAUSES;
-        }
-        let probes = self.probes.load(Ordering::Relaxed).wrapping_add(1);
-        self.probes.store(probes, Ordering::Relaxed);
-        if probes % PROBE_EVERY == 0 { POLL_PAUSES } else { 0 }
-    }
-
-    #[cfg(loom)]
-    fn budget(&self) -> u32 {
-        0
-    }
-
-    #[cfg(not(loom))]
-    fn paid(&self) {
-        let credit = self.credit.load(Ordering::Relaxed);
-        self.credit.store((credit + 1).min(MAX_CREDIT), Ordering::Relaxed);
-    }
-
-    #[cfg(not(loom))]
-    fn wasted(&self) {
-        let credit = self.credit.load(Ordering::Relaxed);
-        self.credit.store(credit.saturating_sub(1), Ordering::Relaxed);
-    }
-}
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self::new()
-    }
 }

@@ -11,7 +11,7 @@ const SPEC: Spec = Spec {
     kind: 1,
     layout_hash: 1,
     body_len: 64,
-    sweep: |_, _| {},
+    sweep: |_, _| true,
 };
 const CHILDREN: usize = 60;
 

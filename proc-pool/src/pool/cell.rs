@@ -112,10 +112,8 @@ impl Geometry {
             layout_hash: LAYOUT_VERSION << 48 | u64::from(self.workers) << 24 | u64::from(self.cells),
             body_len: self.done_at() + self.done_ring().len_bytes(),
             sweep: |segment, dead| {
-                if let Some(shared) = Geometry::in_body(segment).map(|geometry| Rings::of(segment, geometry))
-                {
-                    shared.recover(dead);
-                }
+                let geometry = Geometry::in_body(segment);
+                geometry.map(|geometry| Rings::of(segment, geometry).recover(dead)).is_some()
             },
         }
     }

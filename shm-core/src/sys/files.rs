@@ -41,9 +41,10 @@ pub(crate) fn release(fd: impl std::os::fd::AsFd, offset: u64, len: u64) -> io::
     Ok(())
 }
 
-/// A description of the same file that shares nothing with `fd`: locks on it are its own.
+/// A description of the same file that shares nothing with `fd`: locks on it are its own. Through the calling thread's
+/// directory, because the process's is empty once its main thread has ended.
 pub(crate) fn reopen(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let path = format!("/proc/thread-self/fd/{}", fd.as_raw_fd());
     Ok(rustix::fs::open(
         path,
         OFlags::RDWR | OFlags::CLOEXEC,
@@ -85,6 +86,18 @@ pub(crate) fn try_lock(fd: BorrowedFd<'_>, kind: Lock, byte: u64) -> io::Result<
     match error.raw_os_error() {
         Some(libc::EAGAIN | libc::EACCES) => Ok(false),
         _ => Err(error),
+    }
+}
+
+/// Gives an open-file-description lock on one byte back.
+pub(crate) fn unlock(fd: BorrowedFd<'_>, byte: u64) -> io::Result<()> {
+    let mut lock = flock(Lock::Write, byte);
+    lock.l_type = i16::try_from(libc::F_UNLCK).expect("lock kinds are small");
+    // SAFETY: as in `try_lock`.
+    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
     }
 }
 
