@@ -2,7 +2,7 @@
 
 use super::cell::{Cell, INLINE_RESULT, Record, Shared, State, Worker};
 use super::chunk::Results;
-use super::core::{Core, Lane, Phase, Slot};
+use super::core::{Body, Core, Lane, Phase, Slot};
 use super::load::Batch;
 use super::scheduler::{Event, Piece, Running};
 use crate::error::TaskError;
@@ -131,6 +131,10 @@ impl Core {
         // Whoever waits for outcomes looks up, and finds the phase.
         for (_, job) in &self.jobs {
             job.ready.store(true, Ordering::Release);
+        }
+        // Arguments go at once, and with them the handles inside: others wait for their end.
+        for (_, load) in &mut self.loads {
+            load.body = Body::Small(Box::default());
         }
         for slot in &self.slots {
             if let Slot::Running(worker) = slot {

@@ -485,10 +485,10 @@ where
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             if let Some(Some(_)) = self.ahead.front() {
+                // First: the items' iterator may panic, and the result is not lost by that.
+                self.feed.keep_supplied(self.next + 1);
                 self.next += 1;
-                let outcome = self.ahead.pop_front().flatten();
-                self.feed.keep_supplied(self.next);
-                return outcome;
+                return self.ahead.pop_front().flatten();
             }
             let (next, ahead) = (self.next, &mut self.ahead);
             let advanced = self.feed.advance(next, |index, outcome| {
