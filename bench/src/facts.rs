@@ -15,6 +15,8 @@ pub struct Facts {
     pub python: String,
     /// How many threads wanted to run in the minute before: more than a few tenths and the numbers suffer.
     pub load: f64,
+    /// Runs that were repeated because other programs were in their way.
+    pub repeated: usize,
     #[serde(skip)]
     begin: std::time::Duration,
 }
@@ -39,6 +41,7 @@ impl Facts {
             rustc: env!("BENCH_RUSTC"),
             python: python.unwrap_or("no Python".into()),
             load: load(),
+            repeated: 0,
             begin: now(),
         }
     }
@@ -53,11 +56,12 @@ impl Facts {
             rustc,
             python,
             load,
+            repeated,
             begin,
         } = self;
         let seconds = (now() - *begin).as_secs();
         format!(
-            "{date}, {cpu}, {cpus} CPUs, Linux {kernel}, {rustc}, {python}; load {load} before, took {seconds} s."
+            "{date}, {cpu}, {cpus} CPUs, Linux {kernel}, {rustc}, {python}; load {load} before, {repeated} runs repeated, took {seconds} s."
         )
     }
 }

@@ -1,7 +1,7 @@
 //! Measures this workspace against its rivals, alternately in one run, with checked data.
 //!
 //! ```text
-//! cargo run --release --manifest-path bench/Cargo.toml -- NAME [--json] [--reps N] [--only VARIANT,..]
+//! cargo run --release --manifest-path bench/Cargo.toml -- NAME [--json] [--reps N] [--quiet SECONDS] [--only VARIANT,..]
 //! ```
 //!
 //! `NAME` is `queue`, `latency`, `pool`, one case of them (`pool.call`), `all`, or `smoke` (everything tiny: does it
@@ -16,21 +16,25 @@ mod pin;
 mod pool;
 mod python;
 mod queue;
+mod quiet;
 mod report;
 mod run;
 mod watchdog;
 
 use facts::Facts;
+use quiet::Quiet;
 use run::{Case, Effort, OURS, Outcome};
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-const USAGE: &str = "usage: bench queue|latency|pool|CASE|all|smoke [--json] [--reps N] [--only VARIANT,..]
+const USAGE: &str =
+    "usage: bench queue|latency|pool|CASE|all|smoke [--json] [--reps N] [--quiet SECONDS] [--only VARIANT,..]
 
 --json   prints the results as JSON instead of tables
 --reps   rounds per case (default 5)
+--quiet  puts runs off, and repeats them, while other programs use the processors, for up to so long
 --only   just these variants beside ours, and no file of results";
 
 type Bench = (&'static str, fn() -> Vec<Case>);
@@ -45,6 +49,7 @@ struct Options {
     name: String,
     json: bool,
     reps: usize,
+    quiet: u64,
     only: Option<Vec<String>>,
 }
 
@@ -53,6 +58,7 @@ fn options() -> Result<Options, String> {
         name: String::new(),
         json: false,
         reps: 5,
+        quiet: 0,
         only: None,
     };
     let mut args = std::env::args().skip(1);
@@ -67,6 +73,12 @@ fn options() -> Result<Options, String> {
                 if options.reps == 0 {
                     return Err("--reps 0 measures nothing".into());
                 }
+            }
+            "--quiet" => {
+                let value = args.next().ok_or("--quiet needs seconds")?;
+                options.quiet = value
+                    .parse()
+                    .map_err(|_| format!("--quiet needs seconds, not {value}"))?;
             }
             "--only" => {
                 let value = args.next().ok_or("--only needs names of variants")?;
@@ -125,6 +137,7 @@ fn bench(options: &Options) -> Result<(), String> {
         }
     };
     let mut all = Vec::new();
+    let mut quiet = Quiet::new(Duration::from_secs(options.quiet));
     let facts = Facts::collect();
     for (name, cases) in BENCHES {
         let whole = options.name == *name || options.name == "all" || smoke;
@@ -135,16 +148,17 @@ fn bench(options: &Options) -> Result<(), String> {
         if cases.is_empty() {
             continue;
         }
-        let facts = Facts::collect();
+        let mut facts = Facts::collect();
         let mut outcomes = Vec::new();
         for mut case in cases {
             if let Some(only) = &options.only {
                 case.variants
                     .retain(|v| v.name == OURS || only.iter().any(|name| name == v.name));
             }
-            outcomes.push(run::run(case, effort, progress)?);
+            outcomes.push(run::run(case, effort, &mut quiet, progress)?);
         }
         progress("");
+        facts.repeated = quiet.repeated;
         let tables = report::tables(&outcomes);
         let ratios = report::ratio_lines(&report::ratios(&outcomes));
         if !options.json {

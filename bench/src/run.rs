@@ -5,6 +5,7 @@
 
 use crate::clock::now;
 use crate::pin::{self, Pinning};
+use crate::quiet::Quiet;
 use crate::watchdog;
 use std::time::Duration;
 
@@ -156,7 +157,12 @@ pub struct Outcome {
 /// # Errors
 ///
 /// The first variant whose data was wrong or that failed.
-pub fn run(mut case: Case, effort: Effort, progress: impl Fn(&str)) -> Result<Outcome, String> {
+pub fn run(
+    mut case: Case,
+    effort: Effort,
+    quiet: &mut Quiet,
+    progress: impl Fn(&str),
+) -> Result<Outcome, String> {
     let mut rows: Vec<Row> = case
         .variants
         .iter()
@@ -180,14 +186,23 @@ pub fn run(mut case: Case, effort: Effort, progress: impl Fn(&str)) -> Result<Ou
                 }
                 let label = format!("{title} {} {} round {round}", variant.name, pinning.name());
                 progress(&label);
-                watchdog::watch(&label);
                 let sample = if round == 0 {
+                    quiet.wait();
+                    watchdog::watch(&label);
                     calibrate(variant, pinning, effort).map(|count| {
+                        watchdog::rest();
                         counts[index] = count;
                         None
                     })
                 } else {
-                    (variant.run)(pinning, counts[index]).map(Some)
+                    quiet
+                        .run(|| {
+                            watchdog::watch(&label);
+                            let sample = (variant.run)(pinning, counts[index]);
+                            watchdog::rest();
+                            sample
+                        })
+                        .map(Some)
                 };
                 match sample {
                     Ok(None) => {}
@@ -205,7 +220,6 @@ pub fn run(mut case: Case, effort: Effort, progress: impl Fn(&str)) -> Result<Ou
             }
         }
     }
-    watchdog::rest();
     Ok(Outcome {
         title,
         bench: case.bench,
