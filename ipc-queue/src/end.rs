@@ -298,12 +298,18 @@ impl End {
         true
     }
 
+    /// Whether the claim of a sender that is gone may be in somebody else's hands: that of a sweep, which holds the
+    /// dead one's lock until it has repaired everything. Whoever is not attached has been swept.
+    pub(crate) fn is_swept_elsewhere(&self, claim: Claim) -> bool {
+        claim.is_writing() && claim.owner() != self.me && self.segment.is_attached(claim.owner())
+    }
+
     /// Whether nobody holds the other side; asks the system.
     pub(crate) fn is_alone(&self) -> bool {
         disconnect::is_gone(&self.segment, self.control(), self.side.other())
     }
 
-    /// Whether it is time for a handle that only polls to ask the system about the other side.
+    /// Whether it is time for a handle that does not sleep to ask the system about the other side.
     pub(crate) fn may_look(&self) -> bool {
         // Relaxed: how often to look is a matter of cost only.
         let now = u64::try_from(self.born.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -316,7 +322,7 @@ impl End {
     }
 }
 
-/// How often a handle that only polls asks the system whether the other side is alive.
+/// How often a handle that only polls, or finds room all the time, asks the system whether the other side is alive.
 const POLLERS_LOOK_MICROS: u64 = 1000;
 
 impl Clone for End {

@@ -87,7 +87,7 @@ impl End {
         match attempt() {
             Ok(done) => Some(Ok(done)),
             Err(Miss::Exhausted) => Some(Err(Stop::Exhausted)),
-            Err(_) if self.control().is_gone(self.side().other()) => Some(self.last_look(attempt)),
+            Err(_) if self.control().is_gone(self.side().other()) => self.last_look(attempt),
             Err(_) => None,
         }
     }
@@ -103,29 +103,31 @@ impl End {
                 Err(_) => break,
             }
         }
-        self.is_alone().then(|| self.last_look(attempt))
+        if self.is_alone() { self.last_look(attempt) } else { None }
     }
 
-    /// The other side is gone: what it sent before it went is still there.
+    /// The other side is gone: what it sent before it went is still there. Nothing if it cannot be told yet: a dead
+    /// sender's claim may lie in front of messages, and while somebody else sweeps up after the dead one it does not
+    /// look dead.
     #[cold]
-    fn last_look<R>(&self, attempt: &mut impl FnMut() -> Result<R, Miss>) -> Result<R, Stop> {
+    fn last_look<R>(&self, attempt: &mut impl FnMut() -> Result<R, Miss>) -> Option<Result<R, Stop>> {
         if self.side() == Side::Sender {
-            return Err(Stop::Disconnected);
+            return Some(Err(Stop::Disconnected));
         }
         let mut before = None;
         for _ in 0..REPAIRS {
             match attempt() {
-                Ok(done) => return Ok(done),
-                Err(Miss::Exhausted) => return Err(Stop::Exhausted),
+                Ok(done) => return Some(Ok(done)),
+                Err(Miss::Exhausted) => return Some(Err(Stop::Exhausted)),
                 Err(Miss::Nothing) => break,
+                Err(Miss::Claimed(claim)) if self.recover(claim) => {}
+                Err(Miss::Claimed(claim)) if self.is_swept_elsewhere(claim) => return None,
                 // A claim that somebody else has just repaired looks different the second time.
-                Err(Miss::Claimed(claim)) if self.recover(claim) || before != Some(claim) => {
-                    before = Some(claim);
-                }
+                Err(Miss::Claimed(claim)) if before != Some(claim) => before = Some(claim),
                 Err(Miss::Claimed(_)) => break,
             }
         }
-        Err(Stop::Disconnected)
+        Some(Err(Stop::Disconnected))
     }
 
     /// After `count` successes from `ticket` on: wakes the other side, if it sleeps, and passes a wake-up on to this
@@ -138,10 +140,21 @@ impl End {
         theirs.notify(count as u32);
         let ticket = self.ticket();
         if (ticket ^ ticket.wrapping_sub(count as u64)) & !63 != 0 {
-            theirs.note_cpu();
+            self.now_and_then();
         }
         if control.sleeps(self.side()).has_sleepers() {
             self.pass_on();
+        }
+    }
+
+    /// What every 64th ticket is good for. A receiver without senders finds the queue empty; a sender without
+    /// receivers may find room for long, so it asks.
+    #[cold]
+    #[inline(never)]
+    fn now_and_then(&self) {
+        self.control().sleeps(self.side().other()).note_cpu();
+        if self.side() == Side::Sender && self.may_look() {
+            self.is_alone();
         }
     }
 

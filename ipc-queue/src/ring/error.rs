@@ -1,6 +1,6 @@
 //! What an operation on a ring reports instead of a message.
 
-use super::word::Word;
+use super::word::{State, Word};
 
 /// A slot that somebody holds: evidence for a later recovery.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -15,6 +15,11 @@ impl Claim {
     /// The participant index of the holder.
     pub fn owner(&self) -> u16 {
         self.word.owner()
+    }
+
+    /// Whether the holder writes messages into the slots. Otherwise it takes messages out of them, and nothing comes.
+    pub fn is_writing(&self) -> bool {
+        self.word.state() == State::WRITING
     }
 }
 
