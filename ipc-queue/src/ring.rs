@@ -63,8 +63,9 @@
 //!
 //! Each access that needs an ordering has a name in [`ORDERINGS`], and `tests/loom.rs` shows that a model fails
 //! when it is weakened. A claiming CAS is `Relaxed`: words never come back, so the word it replaces is the one
-//! that the `Acquire` look has read. Interior words are stored `Relaxed`: nobody looks at them before he has read
-//! the header, or something that follows from the header, with `Acquire`.
+//! that the `Acquire` look has read. Interior words are stored with `Release` like headers: a laggard whose ticket
+//! lies there, or a consumer that jumped over another consumer's claim, looks at them without having read
+//! their header.
 
 mod cursor;
 mod error;
@@ -100,13 +101,14 @@ pub const ORDERINGS: &[&str] = &[
     "ring.push.look",
     "ring.push.interior",
     "ring.push.publish",
+    "ring.push.publish_interior",
     "ring.pop.look",
     "ring.pop.interior",
     "ring.pop.release",
+    "ring.pop.release_interior",
     "ring.recover.header",
+    "ring.recover.interior",
     "ring.released",
-    "ring.cursor.load",
-    "ring.cursor.store",
 ];
 
 /// Names of the steps at which a test can kill a process that uses a ring.
@@ -452,8 +454,10 @@ impl<'m> Ring<'m> {
     #[inline]
     fn publish_interior(&self, held: &Held, i: u64) {
         if let Some((lap, index)) = self.tickets.locate(held.ticket + i) {
-            // FREE => FULL. Relaxed: whoever looks here has read the header, or what follows from it.
-            self.slots.word(index).store(Word::full(lap).0, Relaxed);
+            // FREE => FULL
+            // SYNC slot-ready: as in `publish_header`, for whoever lands here past somebody else's header.
+            let order = ordering("ring.push.publish_interior", Release);
+            self.slots.word(index).store(Word::full(lap).0, order);
             crash_point!("ring.push.published_interior");
         }
     }
@@ -480,8 +484,10 @@ impl<'m> Ring<'m> {
     #[inline]
     fn release_interior(&self, held: &Held, i: u64) {
         if let Some((lap, index)) = self.tickets.locate(held.ticket + i) {
-            // FULL => FREE of the next lap. Relaxed: as in `publish_interior`.
-            self.slots.word(index).store(Word::free(lap + 1).0, Relaxed);
+            // FULL => FREE of the next lap
+            // SYNC slot-free: as in `release_header`, for whoever asks about this ticket alone or lands here.
+            let order = ordering("ring.pop.release_interior", Release);
+            self.slots.word(index).store(Word::free(lap + 1).0, order);
             crash_point!("ring.pop.freed_interior");
         }
     }

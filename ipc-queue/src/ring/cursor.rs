@@ -1,7 +1,7 @@
 //! The private ticket of one end of a ring.
 
-use shm_core::sync::Ordering::{Acquire, Release};
-use shm_core::sync::{AtomicU64, ordering};
+use shm_core::sync::AtomicU64;
+use shm_core::sync::Ordering::Relaxed;
 
 /// The next ticket of one end (pushing or popping) of one ring: private to a process, shared by the threads of one
 /// handle if they like.
@@ -24,16 +24,16 @@ impl Cursor {
     /// The next ticket to try.
     #[inline(always)]
     pub fn ticket(&self) -> u64 {
-        // SYNC cursor: pairs with `set`. A thread that inherits a ticket inherits what its finder saw of the slots
-        // before it: the ticket may lie in the interior of a published batch, and only the header was published
-        // with Release.
-        self.0.load(ordering("ring.cursor.load", Acquire))
+        // Relaxed: the ticket says only where to look first. Every word in a slot carries a Release, its own or that of
+        // the word it replaced, and every claim is preceded by an Acquire look at the slot itself, so nobody relies on
+        // what the finder of the ticket had seen. A slot that looks older than the ticket is one that looks full or empty a little longer.
+        self.0.load(Relaxed)
     }
 
     #[inline(always)]
     pub(super) fn set(&self, ticket: u64) {
-        // SYNC cursor: pairs with `ticket`.
-        self.0.store(ticket, ordering("ring.cursor.store", Release));
+        // Relaxed: as in `ticket`.
+        self.0.store(ticket, Relaxed);
     }
 }
 
