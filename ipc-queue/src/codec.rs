@@ -77,14 +77,20 @@ pub trait Encoding<T> {
     /// `slot` is claimed for writing and has the payload that belongs to the `limit` of [`Encoding::encode`].
     unsafe fn store(message: &Self::Staged<'_>, slot: *mut u8);
 
-    /// Room for a message, so that nothing is allocated while a slot is claimed.
-    fn blank(limit: usize) -> Self::Message;
+    /// A message to come.
+    fn blank() -> Self::Message;
+
+    /// Whether the message can be loaded.
+    fn has_room(message: &Self::Message, limit: usize) -> bool;
+
+    /// Makes room for the message, so that nothing is allocated while a slot is claimed.
+    fn make_room(message: &mut Self::Message, limit: usize);
 
     /// Copies a message out of a slot.
     ///
     /// # Safety
     ///
-    /// `slot` is claimed for reading, and has the payload that belongs to the `limit` of [`Encoding::blank`].
+    /// `slot` is claimed for reading, and has the payload that belongs to `limit`, for which the message has room.
     unsafe fn load(message: &mut Self::Message, slot: *const u8, limit: usize);
 
     /// Turns a loaded message into a value; runs the user's code.
@@ -123,9 +129,17 @@ impl<T: Plain> Encoding<T> for Verbatim {
     }
 
     #[inline(always)]
-    fn blank(_limit: usize) -> Self::Message {
+    fn blank() -> Self::Message {
         MaybeUninit::uninit()
     }
+
+    #[inline(always)]
+    fn has_room(_message: &Self::Message, _limit: usize) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn make_room(_message: &mut Self::Message, _limit: usize) {}
 
     #[inline(always)]
     unsafe fn load(message: &mut Self::Message, slot: *const u8, _limit: usize) {
@@ -270,18 +284,27 @@ impl<T: Serialize + DeserializeOwned> Encoding<T> for Postcard {
     }
 
     #[inline(always)]
-    fn blank(limit: usize) -> Packet {
-        Packet::new(if limit <= INLINE {
-            Vec::new()
-        } else {
-            Vec::with_capacity(limit)
-        })
+    fn blank() -> Packet {
+        Packet::new(Vec::new())
+    }
+
+    #[inline(always)]
+    fn has_room(packet: &Packet, limit: usize) -> bool {
+        limit <= INLINE || packet.heap.capacity() >= limit
+    }
+
+    #[cold]
+    fn make_room(packet: &mut Packet, limit: usize) {
+        if limit > INLINE {
+            packet.heap.clear();
+            packet.heap.reserve_exact(limit);
+        }
     }
 
     #[inline(always)]
     unsafe fn load(message: &mut Packet, slot: *const u8, limit: usize) {
-        // SAFETY: the slot has a prefix and `limit` bytes; the length is read once and clamped to them. `blank` made
-        // room for `limit` bytes here or there.
+        // SAFETY: the slot has a prefix and `limit` bytes; the length is read once and clamped to them. The
+        // packet has room for `limit` bytes here or there.
         unsafe {
             message.len = slot.cast::<u32>().read_volatile() as usize;
             let len = message.len.min(limit);

@@ -118,7 +118,9 @@ impl Body {
 
 /// Cleans up after a dead participant; see [`Spec::sweep`]. Every step may be repeated.
 fn sweep(segment: &Segment, dead: u16) -> bool {
-    let Some(body) = Body::of(segment) else { return false };
+    let Some(body) = Body::of(segment) else {
+        return false;
+    };
     // SAFETY: inside the segment, which outlives this call; atomics.
     let control = unsafe { body.control.as_ref() };
     body.ring.recover_owner(dead);
@@ -271,14 +273,29 @@ impl End {
 
     #[inline(always)]
     pub(crate) fn pop<T, C: Codec<T>>(&self, message: &mut C::Message) -> Result<(), Miss> {
-        // SAFETY: the slot is claimed for reading, and its payload is the one that `limit` came from.
+        if !C::has_room(message, self.limit) {
+            // A look first: whoever polls an empty queue shall not allocate each time.
+            self.ring.peek(&self.cursor)?;
+            C::make_room(message, self.limit);
+        }
+        // SAFETY: the slot is claimed for reading, and its payload is the one that `limit` came from; there is room.
         let read = |slot| unsafe { C::load(message, slot, self.limit) };
         Ok(self.ring.try_pop(&self.cursor, self.me, read)?)
     }
 
     #[inline(always)]
     pub(crate) fn pop_batch<T, C: Codec<T>>(&self, messages: &mut [C::Message]) -> Result<usize, Miss> {
-        let max = messages.len();
+        let mut max = messages.len();
+        let roomy = |message: &&C::Message| C::has_room(message, self.limit);
+        let ready = messages.iter().take_while(roomy).count();
+        if ready < max {
+            // As in `pop`, and for no more messages than there are.
+            self.ring.peek(&self.cursor)?;
+            max = self.len().clamp(ready.max(1), max);
+            for message in &mut messages[ready..max] {
+                C::make_room(message, self.limit);
+            }
+        }
         // SAFETY: as in `pop`; the ring counts from 0 to below the maximum that it was given.
         let read = |i: usize, slot| unsafe { C::load(messages.get_unchecked_mut(i), slot, self.limit) };
         Ok(self.ring.try_pop_batch(&self.cursor, self.me, max, read)?)

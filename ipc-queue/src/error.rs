@@ -5,7 +5,7 @@ mod send;
 
 pub(crate) use recv::Dry;
 pub use recv::{RecvBatchError, RecvError, RecvTimeoutError, TryRecvError};
-pub(crate) use send::Failure;
+pub(crate) use send::{Failure, Halt};
 pub use send::{SendBatchError, SendError, SendTimeoutError, TrySendError};
 
 use crate::ring::LayoutError;
@@ -91,7 +91,7 @@ impl fmt::Display for Error {
             Kind::SlotBytes { asked, limit } => {
                 write!(f, "slots of {asked} bytes are not between 1 and {limit}")
             }
-            Kind::Segment(_) => f.write_str("the queue's shared memory cannot be set up"),
+            Kind::Segment(error) => write!(f, "the queue's shared memory cannot be set up: {error}"),
         }
     }
 }
@@ -99,7 +99,8 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match &*self.0 {
-            Kind::Segment(error) => Some(error),
+            // The message has said the rest already.
+            Kind::Segment(error) if error.is_out_of_memory() => error.source(),
             _ => None,
         }
     }

@@ -29,6 +29,10 @@ use std::time::{Duration, Instant};
 /// A receiver can be serialised into arguments of processes and tasks, and works there like a clone. Not usable
 /// in a forked child, where every operation says so.
 ///
+/// What another process puts into the queue is decoded by the `Deserialize` of `T`. Where the other process is not
+/// trusted, choose a `T` whose decoding is bounded by the length of the message: elements without bytes (`Vec<()>`)
+/// let a few bytes ask for a very long loop, and a recursive type lets them ask for a deep stack.
+///
 /// # Examples
 ///
 /// ```
@@ -78,6 +82,10 @@ impl<T, C: Codec<T>> Receiver<T, C> {
     /// [`RecvError::Disconnected`] when nothing is left and no living process holds a sender;
     /// [`RecvError::Decode`] for a message that is not a `T`: it is taken, and the next call goes on behind it.
     ///
+    /// # Panics
+    ///
+    /// If the `Deserialize` of `T` panics; the message is lost.
+    ///
     /// # If the peer dies
     ///
     /// What a dead sender left half done is cleared away here.
@@ -95,7 +103,7 @@ impl<T, C: Codec<T>> Receiver<T, C> {
     /// ```
     #[inline]
     pub fn recv(&self) -> Result<T, RecvError> {
-        let mut message = C::blank(self.end.limit());
+        let mut message = C::blank();
         loop {
             match self.take(&mut message, Patience::Forever) {
                 Ok(()) => return C::decode(&message, self.end.limit()).map_err(RecvError::from),
@@ -116,7 +124,9 @@ impl<T, C: Codec<T>> Receiver<T, C> {
     ///
     /// # If the peer dies
     ///
-    /// As [`Receiver::recv`]. A receiver that only polls asks the system about the senders once a millisecond.
+    /// As [`Receiver::recv`]. A receiver that only polls asks the system about the senders once a millisecond. After a
+    /// death one call may take long: it looks at every slot of the queue, under a lock of this process that another
+    /// thread may hold for the same work.
     ///
     /// # Examples
     ///
@@ -130,7 +140,7 @@ impl<T, C: Codec<T>> Receiver<T, C> {
     /// ```
     #[inline]
     pub fn try_recv(&self) -> Result<T, TryRecvError> {
-        let mut message = C::blank(self.end.limit());
+        let mut message = C::blank();
         match self.take(&mut message, Patience::None) {
             Ok(()) => C::decode(&message, self.end.limit()).map_err(TryRecvError::from),
             Err(stop) => Err(nothing(stop).map_or(TryRecvError::Empty, TryRecvError::from)),
@@ -166,7 +176,7 @@ impl<T, C: Codec<T>> Receiver<T, C> {
     }
 
     fn recv_patiently(&self, patience: Patience) -> Result<T, RecvTimeoutError> {
-        let mut message = C::blank(self.end.limit());
+        let mut message = C::blank();
         match self.take(&mut message, patience) {
             Ok(()) => C::decode(&message, self.end.limit()).map_err(RecvTimeoutError::from),
             Err(stop) => Err(nothing(stop).map_or(RecvTimeoutError::Timeout, RecvTimeoutError::from)),
@@ -224,6 +234,32 @@ impl<T, C: Codec<T>> Receiver<T, C> {
         Ok(self.take_batch(max, Patience::None)?.unwrap_or_default())
     }
 
+    /// Receives up to `max` messages: blocks for the first up to `timeout`, then takes what is there, as
+    /// [`Receiver::recv_batch`]. Empty if none came in time, or if `max` is 0. Woken as [`Receiver::recv`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Receiver::recv_batch`].
+    ///
+    /// # Panics
+    ///
+    /// As [`Receiver::recv_batch`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (tx, rx) = ipc_queue::bounded::<u32>(4)?;
+    /// assert!(rx.recv_batch_timeout(10, Duration::from_millis(1))?.is_empty());
+    /// tx.send_batch([1, 2])?;
+    /// assert_eq!(rx.recv_batch_timeout(10, Duration::from_millis(1))?, [1, 2]);
+    /// # Ok(()) }
+    /// ```
+    pub fn recv_batch_timeout(&self, max: usize, timeout: Duration) -> Result<Vec<T>, RecvBatchError<T>> {
+        Ok(self.take_batch(max, Patience::For(timeout))?.unwrap_or_default())
+    }
+
     /// One message, with all its waiting.
     #[inline(always)]
     fn take(&self, message: &mut C::Message, patience: Patience) -> Result<(), Stop> {
@@ -243,7 +279,7 @@ impl<T, C: Codec<T>> Receiver<T, C> {
         let (mut received, mut failed) = (Vec::with_capacity(span), Vec::new());
         loop {
             let wanted = max - received.len() - failed.len();
-            messages.resize_with(wanted.min(span), || C::blank(limit));
+            messages.resize_with(wanted.min(span), C::blank);
             let taken = self.end.pop_batch::<T, C>(&mut messages);
             let first = received.is_empty() && failed.is_empty();
             let taken = match taken {
@@ -322,6 +358,20 @@ impl<T, C> Receiver<T, C> {
     /// How many messages the queue holds at most.
     pub fn capacity(&self) -> usize {
         self.end.capacity()
+    }
+
+    /// The longest message in bytes.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (_tx, rx) = ipc_queue::bounded_plain::<[u64; 3]>(4)?;
+    /// assert_eq!(rx.max_message_len(), 24);
+    /// # Ok(()) }
+    /// ```
+    pub fn max_message_len(&self) -> usize {
+        self.end.limit()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::codec::{Codec, Postcard, Refusal, Verbatim};
 use crate::end::End;
-use crate::error::{Failure, SendBatchError, SendError, SendTimeoutError, TrySendError};
+use crate::error::{Failure, Halt, SendBatchError, SendError, SendTimeoutError, TrySendError};
 use crate::layout::Side;
 use crate::ring::MAX_SPAN;
 use crate::wait::{Patience, Stop};
@@ -19,8 +19,10 @@ use std::time::{Duration, Instant};
 /// # If the peer dies
 ///
 /// A message whose `send` has returned `Ok` outlives its sender. A receiver that dies takes with it at most what
-/// it was taking at that moment: one message or one batch. When no living process holds a receiver, sending fails.
-/// A process that is stopped while it takes a message is alive, and the queue fills up until it goes on.
+/// it was taking at that moment: one message or one batch. When no living process holds a receiver, sending fails:
+/// at once if the last receiver was dropped; if its process was killed, as soon as a sender has asked the system, which
+/// it does when it finds no room, and while there is room after every 64th message of the queue, at most once in a
+/// millisecond. Messages that were sent before are lost with the queue. A process that is stopped while it takes a message is alive, and the queue fills up until it goes on.
 ///
 /// # Across processes
 ///
@@ -72,8 +74,8 @@ impl<T, C: Codec<T>> Sender<T, C> {
     }
 
     /// Sends a message. Blocks while the queue is full; woken when a receiver takes one, or when the last receiver
-    /// is gone (dropped: at once; killed: within about 100 ms). That the last receiver was killed is noticed at the
-    /// latest when the queue is full.
+    /// is gone (dropped: at once; killed: within about 100 ms). While there is room, a killed last receiver is noticed
+    /// after every 64th message of the queue, at most once in a millisecond.
     ///
     /// # Errors
     ///
@@ -108,7 +110,9 @@ impl<T, C: Codec<T>> Sender<T, C> {
     ///
     /// # If the peer dies
     ///
-    /// The slot of a receiver that died while it took a message is freed here when it is needed.
+    /// The slot of a receiver that died while it took a message is freed here when it is needed. After a death one
+    /// call may take long: it looks at every slot of the queue, under a lock of this process that another thread may
+    /// hold for the same work.
     ///
     /// # Examples
     ///
@@ -187,25 +191,93 @@ impl<T, C: Codec<T>> Sender<T, C> {
     /// # Ok(()) }
     /// ```
     pub fn send_batch(&self, values: impl Into<Vec<T>>) -> Result<(), SendBatchError<T>> {
-        let mut values = values.into();
+        self.send_all(values.into(), Patience::Forever, Halt::Timeout)
+    }
+
+    /// Sends the messages that there is room for now, in order, up to 64 with one step. Never blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`SendBatchError`] says how many were sent, and hands the others back: the queue is full, or what
+    /// [`Sender::send_batch`] fails for.
+    ///
+    /// # If the peer dies
+    ///
+    /// As [`Sender::send_batch`] and [`Sender::try_send`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (tx, _rx) = ipc_queue::bounded::<u32>(2)?;
+    /// let error = tx.try_send_batch([1, 2, 3]).unwrap_err();
+    /// assert!(error.is_full());
+    /// assert_eq!(error.into_unsent(), [3]);
+    /// # Ok(()) }
+    /// ```
+    pub fn try_send_batch(&self, values: impl Into<Vec<T>>) -> Result<(), SendBatchError<T>> {
+        self.send_all(values.into(), Patience::None, Halt::Full)
+    }
+
+    /// Sends all messages, in order, up to 64 with one step. Blocks while the queue is full, up to `timeout` for all
+    /// together; woken as [`Sender::send`].
+    ///
+    /// # Errors
+    ///
+    /// [`SendBatchError`] says how many were sent, and hands the others back: the time is over, or what
+    /// [`Sender::send_batch`] fails for.
+    ///
+    /// # If the peer dies
+    ///
+    /// As [`Sender::send_batch`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (tx, _rx) = ipc_queue::bounded::<u32>(2)?;
+    /// let error = tx.send_batch_timeout([1, 2, 3], Duration::from_millis(1)).unwrap_err();
+    /// assert!(error.is_timeout());
+    /// assert_eq!(error.sent(), 2);
+    /// # Ok(()) }
+    /// ```
+    pub fn send_batch_timeout(
+        &self,
+        values: impl Into<Vec<T>>,
+        timeout: Duration,
+    ) -> Result<(), SendBatchError<T>> {
+        // A deadline beyond the end of time is none.
+        let deadline = Instant::now().checked_add(timeout);
+        let patience = deadline.map_or(Patience::Forever, Patience::Until);
+        self.send_all(values.into(), patience, Halt::Timeout)
+    }
+
+    /// `late` is what it is called when patience runs out.
+    fn send_all(&self, mut values: Vec<T>, patience: Patience, late: Halt) -> Result<(), SendBatchError<T>> {
         let mut sent = 0;
-        let result = self.offer_all(&values, &mut sent);
-        result.map_err(|failure| SendBatchError::new(sent, values.split_off(sent), failure))
+        self.offer_all(&values, &mut sent, patience).map_err(|unsent| {
+            let halt = match unsent {
+                Unsent::Late => late,
+                Unsent::Failed(failure) => Halt::Failed(failure),
+            };
+            SendBatchError::new(sent, values.split_off(sent), halt)
+        })
     }
 
     /// Sends what it can; `sent` counts.
-    fn offer_all(&self, values: &[T], sent: &mut usize) -> Result<(), Failure> {
+    fn offer_all(&self, values: &[T], sent: &mut usize, patience: Patience) -> Result<(), Unsent> {
         let span = values.len().min(MAX_SPAN);
         let mut rooms: Vec<C::Room> = std::iter::repeat_with(C::room).take(span).collect();
         while *sent < values.len() {
-            self.ready()?;
+            self.ready().map_err(Unsent::Failed)?;
             let mut trouble = Ok(());
             let mut staged = Vec::with_capacity(span);
             for (value, room) in values[*sent..].iter().zip(&mut rooms) {
                 match C::encode(value, room, self.end.limit()) {
                     Ok(message) => staged.push(message),
                     Err(refusal) => {
-                        trouble = Err(self.refused(refusal));
+                        trouble = Err(Unsent::Failed(self.refused(refusal)));
                         break;
                     }
                 }
@@ -213,15 +285,15 @@ impl<T, C: Codec<T>> Sender<T, C> {
             let mut rest = &staged[..];
             while !rest.is_empty() {
                 let attempt = || self.end.push_batch::<T, C>(rest);
-                let pushed = attempt().or_else(|miss| self.end.retry(miss, Patience::Forever, attempt));
-                match pushed.map_err(Unsent::from) {
-                    Ok(count) => {
+                let pushed = attempt().or_else(|miss| self.end.retry(miss, patience, attempt));
+                match (pushed, patience) {
+                    (Ok(count), _) => {
                         self.end.done(count);
                         *sent += count;
                         rest = &rest[count..];
                     }
-                    Err(Unsent::Late) => {}
-                    Err(Unsent::Failed(failure)) => return Err(failure),
+                    (Err(Stop::Late), Patience::Forever) => {}
+                    (Err(stop), _) => return Err(stop.into()),
                 }
             }
             trouble?;

@@ -148,20 +148,25 @@ send_error! {
     }
 }
 
-/// Why [`Sender::send_batch`](crate::Sender::send_batch) stopped, how much it had sent, and what is left.
+/// Why a batch stopped.
+#[derive(Debug)]
+pub(crate) enum Halt {
+    Full,
+    Timeout,
+    Failed(Failure),
+}
+
+/// Why [`Sender::send_batch`](crate::Sender::send_batch) or one of its like stopped, how much it had sent, and what is
+/// left.
 pub struct SendBatchError<T> {
     sent: usize,
     unsent: Vec<T>,
-    failure: Failure,
+    halt: Halt,
 }
 
 impl<T> SendBatchError<T> {
-    pub(crate) fn new(sent: usize, unsent: Vec<T>, failure: Failure) -> Self {
-        Self {
-            sent,
-            unsent,
-            failure,
-        }
+    pub(crate) fn new(sent: usize, unsent: Vec<T>, halt: Halt) -> Self {
+        Self { sent, unsent, halt }
     }
 
     /// How many messages were sent, from the first on.
@@ -174,24 +179,34 @@ impl<T> SendBatchError<T> {
         self.unsent
     }
 
+    /// Whether there was no room: [`Sender::try_send_batch`](crate::Sender::try_send_batch).
+    pub fn is_full(&self) -> bool {
+        matches!(self.halt, Halt::Full)
+    }
+
+    /// Whether there was no room in time: [`Sender::send_batch_timeout`](crate::Sender::send_batch_timeout).
+    pub fn is_timeout(&self) -> bool {
+        matches!(self.halt, Halt::Timeout)
+    }
+
     /// Whether no living process holds a receiver.
     pub fn is_disconnected(&self) -> bool {
-        matches!(self.failure, Failure::Disconnected)
+        matches!(self.halt, Halt::Failed(Failure::Disconnected))
     }
 
     /// Whether the first unsent message is longer than a slot.
     pub fn is_too_large(&self) -> bool {
-        matches!(self.failure, Failure::TooLarge { .. })
+        matches!(self.halt, Halt::Failed(Failure::TooLarge { .. }))
     }
 
     /// Whether the first unsent message cannot be turned into bytes.
     pub fn is_encode(&self) -> bool {
-        matches!(self.failure, Failure::Encode(_))
+        matches!(self.halt, Halt::Failed(Failure::Encode(_)))
     }
 
     /// Whether this process was forked after it had got the handle.
     pub fn is_forked(&self) -> bool {
-        matches!(self.failure, Failure::Forked)
+        matches!(self.halt, Halt::Failed(Failure::Forked))
     }
 }
 
@@ -200,7 +215,7 @@ impl<T> fmt::Debug for SendBatchError<T> {
         f.debug_struct("SendBatchError")
             .field("sent", &self.sent)
             .field("unsent", &self.unsent.len())
-            .field("failure", &self.failure)
+            .field("halt", &self.halt)
             .finish()
     }
 }
@@ -209,20 +224,24 @@ impl<T> fmt::Display for SendBatchError<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let total = self.sent.saturating_add(self.unsent.len());
         write!(f, "{} of {total} messages were sent: ", self.sent)?;
-        match &self.failure {
-            Failure::Disconnected => f.write_str(NO_RECEIVER),
-            Failure::TooLarge { len, limit } => fmt_too_large(f, *len, *limit),
-            Failure::Encode(reason) => reason.fmt(f),
-            Failure::Forked => shm_core::fork::Forked.fmt(f),
-            Failure::Exhausted => f.write_str(EXHAUSTED),
+        match &self.halt {
+            Halt::Full => f.write_str("the queue is full"),
+            Halt::Timeout => f.write_str("the queue stayed full until the deadline"),
+            Halt::Failed(failure) => match failure {
+                Failure::Disconnected => f.write_str(NO_RECEIVER),
+                Failure::TooLarge { len, limit } => fmt_too_large(f, *len, *limit),
+                Failure::Encode(reason) => reason.fmt(f),
+                Failure::Forked => shm_core::fork::Forked.fmt(f),
+                Failure::Exhausted => f.write_str(EXHAUSTED),
+            },
         }
     }
 }
 
 impl<T> std::error::Error for SendBatchError<T> {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match &self.failure {
-            Failure::Encode(reason) => reason.source(),
+        match &self.halt {
+            Halt::Failed(Failure::Encode(reason)) => reason.source(),
             _ => None,
         }
     }

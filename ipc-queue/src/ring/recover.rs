@@ -2,7 +2,7 @@
 
 use super::tickets::small;
 use super::word::{State, Word};
-use super::{Claim, Cursor, Ring};
+use super::{Claim, Cursor, PopError, Ring};
 use shm_core::crash_point;
 use shm_core::sync::Ordering::{Acquire, Relaxed, Release};
 use shm_core::sync::ordering;
@@ -52,8 +52,7 @@ impl Ring<'_> {
 
     /// FREE or FULL of the claim's own lap => TOMB, or FULL => FREE of the next lap for a claim READING.
     ///
-    /// Relaxed, as in `publish_interior`: the header follows. A word of that lap never comes back, so a late
-    /// recoverer finds nothing to replace.
+    /// A word of that lap never comes back, so a late recoverer finds nothing to replace.
     fn recover_interior(&self, held: State, lap: u64, index: usize) {
         loop {
             let seen = self.look(index, Relaxed);
@@ -64,7 +63,9 @@ impl Ring<'_> {
             } else {
                 return;
             };
-            if self.swap(index, seen, next, Relaxed) {
+            // SYNC slot-free: as for the header; a laggard may land here without having read it.
+            let order = ordering("ring.recover.interior", Release);
+            if self.swap(index, seen, next, order) {
                 return;
             }
         }
@@ -102,10 +103,7 @@ impl Ring<'_> {
 
     /// The first ticket, as far as seen, that no consumer has claimed. Moves the cursor there. May be stale at once.
     pub fn head(&self, cursor: &Cursor) -> u64 {
-        self.seek(cursor, |ticket, lap, seen| {
-            let consumed = seen.lap() > lap || (seen.lap() == lap && seen.state() == State::READING);
-            consumed.then(|| self.tickets.after_consumed(ticket, lap, seen))
-        })
+        self.seek(cursor, |ticket, lap, seen| self.past_consumed(ticket, lap, seen))
     }
 
     /// How many tickets are claimed by producers and not by consumers: messages, messages being written, and what
@@ -122,21 +120,43 @@ impl Ring<'_> {
         self.len(pushed, popped) == 0
     }
 
-    /// Whether a pop from this cursor would find a message (or a dead producer's claim buried in front of one, to
-    /// walk past). Takes nothing. May be stale at once.
+    /// Whether a pop from this cursor would find a message. Takes nothing. May be stale at once.
     pub fn is_ready(&self, popped: &Cursor) -> bool {
-        let head = self.head(popped);
-        // At most one lap of tombs lies in front of a message.
-        for ticket in head..head.saturating_add(self.capacity() as u64) {
+        self.peek(popped).is_ok()
+    }
+
+    /// What a pop from this cursor would say, without taking anything. May be stale at once.
+    ///
+    /// # Errors
+    ///
+    /// As [`Ring::try_pop`].
+    pub fn peek(&self, popped: &Cursor) -> Result<(), PopError> {
+        let mut ticket = self.head(popped);
+        loop {
             let Some((lap, index)) = self.tickets.locate(ticket) else {
-                return false;
+                return Err(PopError::Exhausted);
             };
+            // SYNC slot-ready, slot-free: as in `claim_full`.
             let seen = self.look(index, ordering("ring.pop.look", Acquire));
-            if seen != Word::tomb(lap) {
-                return seen == Word::full(lap);
+            if seen == Word::full(lap) {
+                return Ok(());
+            } else if let Some(next) = self.past_consumed(ticket, lap, seen) {
+                ticket = next;
+            } else if seen == Word::tomb(lap) {
+                ticket += 1;
+            } else {
+                return Err(match self.tickets.claim(index, seen) {
+                    Some(claim) => PopError::Claimed(claim),
+                    None => PopError::Empty,
+                });
             }
         }
-        false
+    }
+
+    /// Where a consumer goes on that saw `seen` in the slot of `ticket`, if that was consumed.
+    fn past_consumed(&self, ticket: u64, lap: u64, seen: Word) -> Option<u64> {
+        let consumed = seen.lap() > lap || (seen.lap() == lap && seen.state() == State::READING);
+        consumed.then(|| self.tickets.after_consumed(ticket, lap, seen))
     }
 
     /// Moves the cursor to the first ticket for which `past` has no next one.
@@ -144,7 +164,7 @@ impl Ring<'_> {
         let start = cursor.ticket();
         let mut ticket = start;
         while let Some((lap, index)) = self.tickets.locate(ticket) {
-            // SYNC slot-ready, slot-free: as in `claim_full`, so that the cursor's promise holds.
+            // SYNC slot-ready, slot-free: as in `claim_full`.
             let seen = self.look(index, ordering("ring.pop.look", Acquire));
             match past(ticket, lap, seen) {
                 Some(next) => ticket = next,
