@@ -168,6 +168,9 @@ impl Pool {
 
     /// The process ids of the workers that are there now. Stale at once: one may die and be replaced.
     pub fn workers(&self) -> Vec<u32> {
+        if self.dispatcher.shared().segment().check().is_err() {
+            return Vec::new();
+        }
         let core = self.dispatcher.core.lock();
         let running = |slot: &Slot| match slot {
             Slot::Running(worker) => Some(worker.child.id()),
@@ -350,8 +353,10 @@ impl Pool {
     }
 
     fn join_threads(&self) {
-        let threads = std::mem::take(&mut *self.threads.lock());
-        for thread in threads {
+        // It sleeps while there is nothing to collect; the phase says that there will not be.
+        self.dispatcher.unattended_changed.notify_all();
+        // Locked until all have ended, so that whoever else waits for them waits as long.
+        for thread in self.threads.lock().drain(..) {
             // A panic there was printed there; nothing of it is left to do here.
             let _ = thread.join();
         }
@@ -359,6 +364,7 @@ impl Pool {
 
     /// Starts the thread that collects for tasks nobody waits for.
     fn need_receiver(&self) -> Result<()> {
+        self.dispatcher.shared().segment().check()?;
         let mut started = self.receiver.lock();
         if !*started {
             let dispatcher = Arc::clone(&self.dispatcher);
@@ -381,7 +387,10 @@ impl Drop for Pool {
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let core = self.dispatcher.core.lock();
+        // Debugging must not wait for whoever holds the lock, nor for ever in a forked child.
+        let Some(core) = self.dispatcher.core.try_lock() else {
+            return f.debug_struct("Pool").finish_non_exhaustive();
+        };
         f.debug_struct("Pool")
             .field("workers", &core.slots.len())
             .field("phase", &core.phase)

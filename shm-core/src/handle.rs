@@ -78,6 +78,16 @@ impl SendSession {
         self.len() == 0
     }
 
+    /// Closes the descriptors beyond the first `len`: what was serialised last is not sent after all.
+    pub fn truncate(&self, len: usize) {
+        let surplus = SENDING.with_borrow_mut(|stack| {
+            let session = stack.last_mut().filter(|session| session.len() > len);
+            session.map(|session| session.split_off(len))
+        });
+        // Closed after the borrow ends.
+        drop(surplus);
+    }
+
     /// Ends the session and returns its descriptors, in the order of their indices.
     pub fn finish(self) -> Vec<OwnedFd> {
         let descriptors = SENDING.with_borrow_mut(|stack| stack.last_mut().map(std::mem::take));

@@ -28,7 +28,8 @@
 //! IDLE -> PENDING    parent: store (Release), after everything else of the cell
 //! PENDING -> RUNNING worker: CAS (Acquire), between claiming the record and freeing its slot
 //! PENDING -> IDLE    parent: CAS, to take back what nobody began
-//! RUNNING -> DONE    worker: store (Release), after the results
+//! RUNNING -> DONE    worker: CAS (Release), after the results
+//! PENDING -> FAILED  parent: CAS, when a dead worker had taken the record
 //! any -> FAILED      parent, when the worker is dead: wakes a caller that waits at the cell
 //! ```
 //!
@@ -39,8 +40,8 @@
 //! # If a worker dies at each step
 //!
 //! * before it claims a record: nothing of it is missing;
-//! * between the claim and its CAS: the ring recovers the slot, the cell is PENDING and its ticket is gone from the
-//!   ring: the parent sends it again;
+//! * between the claim and its CAS: the ring recovers the slot, its ticket is gone from the ring and the cell is still
+//!   PENDING, which the parent's CAS proves: it sends it again;
 //! * RUNNING: `progress` says which items have results and which one was running;
 //! * DONE without a record in the done ring: the parent finds the cell by its owner.
 #![allow(unsafe_code)]
@@ -113,7 +114,9 @@ impl Geometry {
             body_len: self.done_at() + self.done_ring().len_bytes(),
             sweep: |segment, dead| {
                 let geometry = Geometry::in_body(segment);
-                geometry.map(|geometry| Rings::of(segment, geometry).recover(dead)).is_some()
+                geometry
+                    .map(|geometry| Rings::of(segment, geometry).recover(dead))
+                    .is_some()
             },
         }
     }
@@ -496,16 +499,18 @@ impl<'s> Cell<'s> {
             .store(u64::from(current) << 32 | u64::from(saved), Ordering::Release);
     }
 
-    /// Worker: the results are complete.
-    pub(super) fn finish(&self, generation: u32, me: u16, result_len: u32, flags: u32) {
+    /// Worker: the results are complete; `false` if the parent has given this use up.
+    pub(super) fn finish(&self, generation: u32, me: u16, result_len: u32, flags: u32) -> bool {
         let report = self.report();
         report.result_len.store(result_len, Ordering::Relaxed);
         report.flags.store(flags, Ordering::Relaxed);
         // RUNNING => DONE
-        // SYNC cell-done: pairs with `state`.
+        // SYNC cell-done: Release, pairs with `state`.
+        let (running, done) = (state(generation, me, RUNNING), state(generation, me, DONE));
         self.head()
             .state
-            .store(state(generation, me, DONE), Ordering::Release);
+            .compare_exchange(running, done, Ordering::Release, Ordering::Relaxed)
+            .is_ok()
     }
 
     /// Parent: what became of the use `generation`.
@@ -527,10 +532,25 @@ impl<'s> Cell<'s> {
     /// Parent: takes an offer back that nobody began.
     pub(super) fn revoke(&self, generation: u32) -> bool {
         // PENDING => IDLE
-        let (pending, idle) = (state(generation, 0, PENDING), state(generation, 0, IDLE));
+        self.end_pending(generation, IDLE)
+    }
+
+    /// Parent: ends an offer that was lost with a worker; `false` if somebody has begun it. A caller that waits at the
+    /// cell looks up.
+    pub(super) fn lose(&self, generation: u32) -> bool {
+        // PENDING => FAILED
+        let lost = self.end_pending(generation, FAILED);
+        if lost {
+            self.line().notify_all();
+        }
+        lost
+    }
+
+    fn end_pending(&self, generation: u32, kind: u64) -> bool {
+        let (pending, ended) = (state(generation, 0, PENDING), state(generation, 0, kind));
         self.head()
             .state
-            .compare_exchange(pending, idle, Ordering::Relaxed, Ordering::Relaxed)
+            .compare_exchange(pending, ended, Ordering::Relaxed, Ordering::Relaxed)
             .is_ok()
     }
 
@@ -642,7 +662,7 @@ mod tests {
         assert_eq!(cell.task(), TASK);
         assert_eq!(cell.last_progress(), (2, 2));
         cell.write_result(0, b"xy");
-        cell.finish(1, 7, 2, SPILLED);
+        assert!(cell.finish(1, 7, 2, SPILLED));
         assert_eq!((cell.state(1), cell.result()), (State::Done(7), (2, SPILLED)));
         let (mut arguments, mut result) = (Vec::new(), Vec::new());
         cell.read_arguments(3, &mut arguments);

@@ -177,8 +177,9 @@ pub(super) fn fail_items(items: &mut Items<'_>, from: u32, error: &TaskError) {
     }
 }
 
+/// The entry of a failure: header and content.
 #[cold]
-fn failure(error: &TaskError) -> Vec<u8> {
+pub(super) fn failure(error: &TaskError) -> Vec<u8> {
     let content = postcard::to_stdvec(error).unwrap_or_default();
     // A TaskError is a few bounded strings.
     let len = u32::try_from(content.len()).unwrap_or(0);

@@ -11,7 +11,7 @@ use super::cell::{
     Cell, FETCH, INLINE, INLINE_ARGUMENTS, INLINE_RESULT, Record, SPILLED, Shared, State, Task,
 };
 use super::chunk::RunItems;
-use super::load::{Batch, Entry, PreparedLoad};
+use super::load::{Batch, Entry, Prepared, PreparedLoad};
 use super::scheduler::{Action, Event, Fifo, Piece, Scheduler};
 use crate::child::Child;
 use crate::control::ToChild;
@@ -179,6 +179,8 @@ pub(super) struct Core {
     pub(super) collector: Option<u32>,
     /// Another job than the collector's got outcomes.
     pub(super) others: bool,
+    /// Dropped jobs of which something is still under way.
+    pub(super) orphans: u32,
     /// Wakes the supervisor.
     poke: Arc<OwnedFd>,
     /// Loads of jobs that nobody attends.
@@ -213,7 +215,19 @@ impl Core {
             others: false,
             unattended,
             poke,
+            orphans: 0,
         }
+    }
+
+    /// Tells the supervisor of jobs that nobody collects for.
+    pub(super) fn orphan(&mut self) {
+        self.orphans += 1;
+        poke(&self.poke);
+    }
+
+    /// Whether no piece waits or is in flight.
+    pub(super) fn is_idle(&self) -> bool {
+        self.scheduler.outstanding() == 0
     }
 
     /// Whether records wait for room in the task ring.
@@ -275,11 +289,37 @@ impl Core {
             attended,
         });
         let number = u32::try_from(number).expect("fewer jobs than 2^32");
+        self.handle(Event::JobOpened { job: number });
         (number, ready)
     }
 
     pub(super) fn handle(&mut self, event: Event) {
         self.scheduler.handle(event, &mut self.actions);
+    }
+
+    /// Takes loads in and submits them. The actions are left for the caller, also after an error.
+    pub(super) fn add_loads(&mut self, job: u32, prepared: &mut Prepared) -> Result<()> {
+        let mut added = Ok(());
+        for load in prepared.loads.drain(..) {
+            if added.is_ok() {
+                added = self.add_load(job, load, &prepared.bytes);
+            }
+        }
+        prepared.bytes.clear();
+        added
+    }
+
+    /// A number for a worker that starts: no living worker has it.
+    pub(super) fn new_incarnation(&mut self) -> u16 {
+        loop {
+            self.next_incarnation = self.next_incarnation.checked_add(1).unwrap_or(1);
+            let next = self.next_incarnation;
+            let taken = |slot: &Slot| matches!(slot, Slot::Running(worker) if worker.incarnation == next);
+            // There are far fewer slots than numbers.
+            if !self.slots.iter().any(taken) {
+                return next;
+            }
+        }
     }
 
     /// Takes a load in and submits it. The actions are left for the caller.
@@ -510,7 +550,13 @@ impl Core {
             spill.map_or_else(Default::default, |spill| (spill.bytes, spill.descriptors));
         let total = self.deliver(cell, record.cell, &piece, count, len, &spilled, descriptors);
         let function = &mut self.functions[self.jobs[piece.job as usize].function as usize];
-        function.outcome_len = function.outcome_len.max(total.div_ceil(piece.items.len().max(1)));
+        let (known, now) = (function.outcome_len, total.div_ceil(piece.items.len().max(1)));
+        // Up at once, down slowly: one long failure must not cost every later piece a large block.
+        function.outcome_len = if now > known {
+            now
+        } else {
+            known - (known - now) / 8
+        };
         self.vacate(record.cell);
         self.handle(Event::Finished { cell: record.cell });
         self.settle(piece.load, count);
@@ -622,6 +668,7 @@ impl Core {
         }
         if owner.dropped && owner.loads == 0 {
             self.jobs.remove(job as usize);
+            self.orphans -= 1;
         }
     }
 

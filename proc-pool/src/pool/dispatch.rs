@@ -82,8 +82,6 @@ impl Drop for JobHandle {
 pub(super) struct Dispatcher {
     shared: Shared,
     pub(super) core: Mutex<Core>,
-    /// The phase or a slot changed.
-    pub(super) changed: Condvar,
     tasks: Cursor,
     done: Cursor,
     /// Where the workers' side of the task ring was when last looked at.
@@ -119,7 +117,6 @@ impl Dispatcher {
         Ok(Self {
             shared,
             core: Mutex::new(core),
-            changed: Condvar::new(),
             tasks: Cursor::new(),
             done: Cursor::new(),
             backlog: Cursor::new(),
@@ -142,10 +139,10 @@ impl Dispatcher {
 
     /// Collects for others until the deadline, or until something has happened.
     pub(super) fn receive_once(&self, deadline: Instant) {
-        // Why a pool broke is told to whoever asks for outcomes.
-        if self.collect(None, &mut Batch::default()).is_ok() {
-            self.wait_for_completions(None, Some(deadline));
-        }
+        self.collect_for_nobody();
+        self.wait_for_completions(None, Some(deadline));
+        // Also after the wait: the wake-up may have been meant for a caller that came meanwhile.
+        self.collect_for_nobody();
     }
 
     /// Wakes the supervisor.
@@ -177,17 +174,14 @@ impl Dispatcher {
     /// wait for the outcomes, so it is enough to wake one worker now.
     fn submit(&self, job: u32, prepared: &mut Prepared, attended: bool) -> Result<()> {
         let count = prepared.loads.len();
-        let before;
+        let (before, added);
         {
             let mut core = self.core.lock();
             core.check_open()?;
             before = self.unattended.load(Ordering::Relaxed);
-            for load in prepared.loads.drain(..) {
-                core.add_load(job, load, &prepared.bytes)?;
-            }
+            added = core.add_loads(job, prepared);
             core.execute(&self.shared, &self.tasks);
         }
-        prepared.bytes.clear();
         if !attended && before == 0 {
             self.unattended_changed.notify_one();
         }
@@ -196,7 +190,7 @@ impl Dispatcher {
         } else {
             self.wake(count);
         }
-        Ok(())
+        added
     }
 
     /// Runs one load and waits for its outcome, which is the only one in the batch afterwards.
@@ -209,9 +203,7 @@ impl Dispatcher {
         {
             let mut core = self.core.lock();
             core.check_open()?;
-            for load in prepared.loads.drain(..) {
-                core.add_load(job.number, load, &prepared.bytes)?;
-            }
+            core.add_loads(job.number, prepared)?;
             if let [Action::Send { cell, .. }] = core.actions[..] {
                 core.actions.clear();
                 let reserved = (0..self.shared.geometry().workers)
@@ -232,7 +224,6 @@ impl Dispatcher {
                 core.execute(&self.shared, &self.tasks);
             }
         }
-        prepared.bytes.clear();
         match direct {
             Some((record, reserved)) => {
                 match reserved {
@@ -247,8 +238,13 @@ impl Dispatcher {
                     let over =
                         || !matches!(cell.state(record.generation), State::Pending | State::Running(_));
                     let attempt = || over().then_some(());
-                    cell.line()
-                        .wait(&self.pace, u64::from(record.generation), None, attempt, || None);
+                    let check = || {
+                        // About to sleep: a worker that went to sleep while this record was pushed must hear of it.
+                        self.wake_for_backlog(usize::MAX);
+                        None
+                    };
+                    let progress = u64::from(record.generation);
+                    cell.line().wait(&self.pace, progress, None, attempt, check);
                 }
                 let mut core = self.core.lock();
                 core.collector = Some(job.number);
@@ -403,10 +399,16 @@ impl Dispatcher {
             }
             match broken {
                 Some(error) => return Err(error),
-                None if count < MAX_SPAN || !batch.is_empty() => return Ok(()),
+                None if count < MAX_SPAN || !batch.is_empty() => break,
                 None => {}
             }
         }
+        // Whoever took some while more are there passes the wake-up on.
+        let line = self.shared.completions();
+        if line.has_sleepers() && ring.is_ready(&self.done) {
+            line.notify(1);
+        }
+        Ok(())
     }
 
     fn drop_job(&self, job: u32) {
@@ -416,6 +418,17 @@ impl Dispatcher {
         let mut core = self.core.lock();
         core.drop_job(&self.shared, job);
         core.execute(&self.shared, &self.tasks);
+    }
+
+    /// Whether workers still run what nobody wants any more.
+    pub(super) fn has_orphans(&self) -> bool {
+        self.core.lock().orphans > 0
+    }
+
+    /// Collects whatever is there, for nobody in particular.
+    pub(super) fn collect_for_nobody(&self) {
+        // Why a pool broke is told to whoever asks for outcomes.
+        let _ = self.collect(None, &mut Batch::default());
     }
 
     /// Whether anybody waits for outcomes.
@@ -462,17 +475,17 @@ impl Dispatcher {
         drop(core);
         self.shared.completions().notify_all();
         self.wake(usize::MAX);
-        self.changed.notify_all();
     }
 
     /// Sends what found no slot in the task ring.
-    pub(super) fn flush(&self) -> bool {
+    pub(super) fn flush(&self) {
         let mut core = self.core.lock();
+        if !core.has_unsent() {
+            return;
+        }
         core.flush(&self.shared, &self.tasks);
-        let left = !core.unsent.is_empty();
         drop(core);
         self.wake(usize::MAX);
-        left
     }
 
     /// Makes a child a worker: tells it the pool and every function known so far.
@@ -480,11 +493,12 @@ impl Dispatcher {
         let mut core = self.core.lock();
         let failed = || Error::system("sending a worker its pool");
         if !matches!(core.phase, Phase::Open | Phase::Closed) {
+            // First the child, then the slot: an empty slot has no process.
+            drop(child);
             core.slots[slot as usize] = Slot::Empty;
             return Err(TaskError::PoolClosed.into());
         }
-        core.next_incarnation = core.next_incarnation.checked_add(1).unwrap_or(1);
-        let incarnation = core.next_incarnation;
+        let incarnation = core.new_incarnation();
         let segment = self
             .shared
             .segment()
@@ -514,7 +528,6 @@ impl Dispatcher {
         core.slots[slot as usize] = Slot::Running(Arc::new(WorkerHandle { child, incarnation }));
         drop(core);
         self.poke();
-        self.changed.notify_all();
         Ok(())
     }
 
@@ -534,7 +547,6 @@ impl Dispatcher {
         core.execute(&self.shared, &self.tasks);
         drop(core);
         self.shared.completions().notify_all();
-        self.changed.notify_all();
         self.poke();
     }
 
@@ -558,7 +570,6 @@ impl Dispatcher {
         drop(core);
         self.shared.completions().notify_all();
         self.unattended_changed.notify_all();
-        self.changed.notify_all();
         self.poke();
     }
 }

@@ -20,6 +20,10 @@ impl Core {
             self.jobs.remove(job as usize);
             return;
         }
+        self.orphan();
+        if matches!(self.phase, Phase::Broken(_)) {
+            return;
+        }
         self.handle(Event::JobDropped { job });
         let of_job = |(cell, piece): (u32, &Piece)| (piece.job == job).then(|| (cell, piece.clone()));
         let in_flight: Vec<(u32, Piece)> = self.scheduler.in_flight().filter_map(of_job).collect();
@@ -71,9 +75,9 @@ impl Core {
                     running.push(self.salvage(cell, number, &piece));
                     cell.fail(generation);
                 }
-                State::Pending if self.was_lost(shared, slot, lane) => {
-                    lost.push(number);
-                    cell.fail(generation);
+                // First the look at the ring, then the CAS: a living worker begins before it frees the slot.
+                State::Pending if self.was_lost(shared, slot, lane) && cell.lose(generation) => {
+                    lost.push(number)
                 }
                 _ => {}
             }

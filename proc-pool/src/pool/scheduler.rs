@@ -17,7 +17,7 @@
 //!   tried again or failed, the ones whose results died with it and those it had not begun run again;
 //! * whether a dead worker is replaced, and when a pool whose workers die without ever doing anything gives up.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 
 /// Workers that may die in a row without having finished or begun anything although there was work, per worker slot,
@@ -45,8 +45,6 @@ pub trait Policy {
     fn push_again(&mut self, piece: Piece);
     /// The next piece to run.
     fn pop(&mut self) -> Option<Piece>;
-    /// Takes out every piece of a job.
-    fn remove_job(&mut self, job: u32) -> Vec<Piece>;
 }
 
 /// First come, first served.
@@ -64,12 +62,6 @@ impl Policy for Fifo {
 
     fn pop(&mut self) -> Option<Piece> {
         self.0.pop_front()
-    }
-
-    fn remove_job(&mut self, job: u32) -> Vec<Piece> {
-        let (removed, kept) = self.0.drain(..).partition(|piece| piece.job == job);
-        self.0 = kept;
-        Vec::from(removed)
     }
 }
 
@@ -92,7 +84,12 @@ pub enum Event {
         /// The cells that it took and had not begun.
         lost: Vec<u32>,
     },
-    /// Nothing more of a job is wanted.
+    /// A job begins under this number, which an earlier job may have had.
+    JobOpened {
+        /// The job.
+        job: u32,
+    },
+    /// Nothing more of a job is wanted: what waits of it is discarded when its turn comes.
     JobDropped {
         /// The job.
         job: u32,
@@ -153,6 +150,8 @@ pub struct Scheduler<P> {
     free: Vec<u32>,
     /// Pieces that wait or are in flight.
     outstanding: usize,
+    /// Jobs that nobody wants any more; some of their pieces may wait or be in flight.
+    dropped: HashSet<u32>,
     closed: bool,
     drained: bool,
     gave_up: bool,
@@ -169,6 +168,7 @@ impl<P: Policy> Scheduler<P> {
             // Popped from the end: low cells first.
             free: (0..cells).rev().collect(),
             outstanding: 0,
+            dropped: HashSet::new(),
             closed: false,
             drained: false,
             gave_up: false,
@@ -229,10 +229,13 @@ impl<P: Policy> Scheduler<P> {
                 running,
                 lost,
             } => self.worker_died(worker, running, lost, actions),
+            Event::JobOpened { job } => {
+                if !self.dropped.is_empty() {
+                    self.dropped.remove(&job);
+                }
+            }
             Event::JobDropped { job } => {
-                let removed = self.policy.remove_job(job);
-                self.outstanding -= removed.len();
-                actions.extend(removed.into_iter().map(Action::Discard));
+                self.dropped.insert(job);
             }
             Event::Closed => self.closed = true,
         }
@@ -258,13 +261,28 @@ impl<P: Policy> Scheduler<P> {
     /// Gives free cells to waiting pieces.
     fn fill(&mut self, actions: &mut Vec<Action>) {
         while let Some(&cell) = self.free.last() {
-            let Some(piece) = self.policy.pop() else { return };
+            let Some(piece) = self.next(actions) else { return };
             self.free.pop();
             self.send(cell, piece, actions);
         }
     }
 
+    /// The next piece that somebody wants.
+    fn next(&mut self, actions: &mut Vec<Action>) -> Option<Piece> {
+        loop {
+            let piece = self.policy.pop()?;
+            if !self.dropped.contains(&piece.job) {
+                return Some(piece);
+            }
+            self.outstanding -= 1;
+            actions.push(Action::Discard(piece));
+        }
+    }
+
     fn worker_died(&mut self, worker: u32, running: Vec<Running>, lost: Vec<u32>, actions: &mut Vec<Action>) {
+        if self.drained {
+            return;
+        }
         if !running.is_empty() {
             self.futile = 0;
         } else if self.outstanding > 0 {
@@ -274,7 +292,7 @@ impl<P: Policy> Scheduler<P> {
         // What runs again goes to the front, so the last pushed is the first to run: push in reverse.
         for cell in lost {
             if let Some(piece) = self.vacate(cell) {
-                self.again(piece);
+                self.again(piece, actions);
             }
         }
         for Running { cell, saved, current } in running {
@@ -282,18 +300,13 @@ impl<P: Policy> Scheduler<P> {
             // Numbers from shared memory: brought into range.
             let saved = saved.clamp(piece.items.start, piece.items.end);
             let current = current.clamp(saved, piece.items.end);
-            self.again(Piece {
-                items: (current + 1).min(piece.items.end)..piece.items.end,
-                ..piece.clone()
-            });
+            let behind = (current + 1).min(piece.items.end)..piece.items.end;
+            self.again(Piece { items: behind, ..piece.clone() }, actions);
             if current < piece.items.end {
                 if piece.retries > 0 {
                     let retries = piece.retries - 1;
-                    self.again(Piece {
-                        items: current..current + 1,
-                        retries,
-                        ..piece.clone()
-                    });
+                    let once_more = Piece { items: current..current + 1, retries, ..piece.clone() };
+                    self.again(once_more, actions);
                 } else {
                     actions.push(Action::Fail {
                         job: piece.job,
@@ -302,10 +315,7 @@ impl<P: Policy> Scheduler<P> {
                     });
                 }
             }
-            self.again(Piece {
-                items: saved..current,
-                ..piece
-            });
+            self.again(Piece { items: saved..current, ..piece }, actions);
         }
         if self.futile >= self.futile_limit && !self.gave_up {
             self.gave_up = true;
@@ -322,8 +332,13 @@ impl<P: Policy> Scheduler<P> {
         }
     }
 
-    fn again(&mut self, piece: Piece) {
-        if !piece.items.is_empty() {
+    fn again(&mut self, piece: Piece, actions: &mut Vec<Action>) {
+        if piece.items.is_empty() {
+            return;
+        }
+        if self.dropped.contains(&piece.job) {
+            actions.push(Action::Discard(piece));
+        } else {
             self.outstanding += 1;
             self.policy.push_again(piece);
         }
@@ -576,17 +591,27 @@ mod tests {
         };
         handle(&mut s, Event::Submitted(other.clone()));
         handle(&mut s, Event::Submitted(piece(2, 0..1)));
+        assert_eq!(handle(&mut s, Event::JobDropped { job: 1 }), []);
+        assert_eq!(handle(&mut s, Event::Finished { cell: 0 }), [Action::Send { cell: 0, piece: other }]);
+        assert_eq!(handle(&mut s, Event::Finished { cell: 0 }), [Action::Discard(piece(2, 0..1))]);
+        assert_eq!(s.outstanding(), 0);
+        handle(&mut s, Event::JobOpened { job: 1 });
         assert_eq!(
-            handle(&mut s, Event::JobDropped { job: 1 }),
-            [Action::Discard(piece(2, 0..1))]
+            handle(&mut s, Event::Submitted(piece(3, 0..1))),
+            [Action::Send { cell: 0, piece: piece(3, 0..1) }],
+            "the number is that of a new job"
         );
-        assert_eq!(
-            handle(&mut s, Event::Finished { cell: 0 }),
-            [Action::Send {
-                cell: 0,
-                piece: other
-            }]
-        );
+    }
+
+    #[test]
+    fn what_a_dead_worker_had_of_a_dropped_job_does_not_run_again() {
+        let mut s = Scheduler::new(Fifo::default(), 1, 1);
+        handle(&mut s, Event::Submitted(Piece { retries: 9, ..piece(0, 0..3) }));
+        handle(&mut s, Event::JobDropped { job: 1 });
+        let running = vec![Running { cell: 0, saved: 0, current: 0 }];
+        let actions = handle(&mut s, Event::WorkerDied { worker: 0, running, lost: vec![] });
+        assert!(matches!(actions[..], [Action::Discard(_), Action::Discard(_), Action::Spawn { worker: 0 }]));
+        assert_eq!(s.outstanding(), 0);
     }
 
     /// Ten thousand workers that die at random: every item gets exactly one outcome.

@@ -31,6 +31,8 @@ const DEAF_PATIENCE: Duration = Duration::from_secs(1);
 const GRACE: Duration = Duration::from_secs(5);
 /// How often the supervisor looks at what nobody tells it.
 const TICK: Duration = Duration::from_millis(50);
+/// How long a slot stays empty after a worker could not be started.
+const START_PAUSE: Duration = Duration::from_millis(250);
 /// How long the receiver leaves outcomes to a caller that is about to come.
 const RECEIVER_DELAY: Duration = Duration::from_millis(1);
 
@@ -56,6 +58,8 @@ pub(super) struct Supervisor {
     /// Incarnations that closed their socket, and when: they are about to end, or their user code closed what is not its
     /// own.
     deaf: HashMap<u16, Instant>,
+    /// When each slot's last worker was started.
+    started: HashMap<u32, Instant>,
     /// When a drained pool's workers were told to go, and what they were told last.
     stopping: Option<(Instant, u32)>,
 }
@@ -70,6 +74,7 @@ impl Supervisor {
             settings,
             participants: HashMap::new(),
             deaf: HashMap::new(),
+            started: HashMap::new(),
             stopping: None,
         };
         std::thread::Builder::new()
@@ -79,17 +84,15 @@ impl Supervisor {
 
     fn run(mut self) {
         loop {
-            let workers = self.workers();
             let ended = {
                 let core = self.dispatcher.core.lock();
-                let starting = core.slots.iter().any(|slot| matches!(slot, Slot::Starting));
                 let over = matches!(core.phase, Phase::Broken(_) | Phase::Drained);
-                over && workers.is_empty() && !starting
+                over && core.slots.iter().all(|slot| matches!(slot, Slot::Empty))
             };
             if ended {
-                self.dispatcher.changed.notify_all();
                 return;
             }
+            let workers = self.workers();
             let dead = self.listen(&workers);
             for (slot, worker) in dead {
                 self.bury(slot, &worker);
@@ -97,6 +100,9 @@ impl Supervisor {
             self.replace();
             self.wind_down();
             self.dispatcher.flush();
+            if self.dispatcher.has_orphans() {
+                self.dispatcher.collect_for_nobody();
+            }
         }
     }
 
@@ -154,6 +160,7 @@ impl Supervisor {
         !self.deaf.is_empty()
             || core.phase != Phase::Open
             || core.has_unsent()
+            || core.orphans > 0
             || core.slots.iter().any(|slot| matches!(slot, Slot::Starting))
     }
 
@@ -222,8 +229,8 @@ impl Supervisor {
 
     /// Starts the workers that the scheduler asked for, each in a thread of its own: a start takes milliseconds, a failing one
     /// up to its handshake's deadline.
-    fn replace(&self) {
-        let wanted: Vec<u32> = {
+    fn replace(&mut self) {
+        let (wanted, nothing_to_do) = {
             let mut core = self.dispatcher.core.lock();
             let wanted = std::mem::take(&mut core.spawn);
             if !matches!(core.phase, Phase::Open | Phase::Closed) {
@@ -232,14 +239,19 @@ impl Supervisor {
             for &slot in &wanted {
                 core.slots[slot as usize] = Slot::Starting;
             }
-            wanted
+            (wanted, core.is_idle())
         };
         for slot in wanted {
             let (dispatcher, settings) = (Arc::clone(&self.dispatcher), self.settings.clone());
+            let last = self.started.insert(slot, Instant::now());
             let start = move || {
+                if nothing_to_do && last.is_some_and(|last| last.elapsed() < TICK) {
+                    // It died right after its start, and nobody needs it now: not all of the machine for starting workers.
+                    std::thread::sleep(TICK);
+                }
                 if let Err(error) = launch(&settings, &dispatcher, &[slot]) {
                     // Whatever is short now may be there again in a moment.
-                    std::thread::sleep(TICK);
+                    std::thread::sleep(START_PAUSE);
                     dispatcher.not_started(slot, &error);
                 }
             };

@@ -16,10 +16,10 @@ use super::arena::PAGE;
 use super::cell::{
     Cell, DIRECT, FETCH, Geometry, INLINE, INLINE_RESULT, Record, SPILLED, Shared, Task, Worker, append,
 };
-use super::chunk::{Items, Outcomes, RunItems, fail_items};
+use super::chunk::{Items, Outcomes, RunItems, fail_items, failure};
 use crate::control::{self, ToChild, ToParent};
 use crate::error::TaskError;
-use crate::payload::Payload;
+use crate::payload::{MAX_HANDLES, Payload};
 use ipc_queue::ring::Cursor;
 use parking_lot::{Condvar, Mutex};
 use shm_core::crash_point;
@@ -34,8 +34,6 @@ use std::time::{Duration, Instant};
 
 /// How long a definition that the parent sent before the work may take to arrive.
 const DEFINITION_PATIENCE: Duration = Duration::from_secs(10);
-/// How long the parent may leave the control socket unread.
-const SOCKET_PATIENCE: Duration = Duration::from_secs(60);
 /// Operations between two refreshes of the processor hint.
 const NOTE_CPU_EVERY: u32 = 64;
 
@@ -122,7 +120,7 @@ impl<'a> Main<'a> {
                 generation: shared.segment().generation(me),
             },
             &[],
-            Some(Instant::now() + SOCKET_PATIENCE),
+            None,
         )?;
         let listener = socket.try_clone_to_owned()?;
         std::thread::Builder::new()
@@ -275,7 +273,9 @@ impl<'a> Main<'a> {
         }
         crash_point!("pool.worker.ran");
         let len = u32::try_from(len).expect("a block is smaller than 4 GiB");
-        cell.finish(record.generation, self.incarnation, len, flags);
+        if !cell.finish(record.generation, self.incarnation, len, flags) {
+            return;
+        }
         crash_point!("pool.worker.finished");
         self.operations = self.operations.wrapping_add(1);
         let line = if task.flags & DIRECT != 0 {
@@ -309,12 +309,7 @@ impl<'a> Main<'a> {
     fn send_spill(&self, record: Record, payload: Payload) -> Result<(), Box<dyn std::error::Error>> {
         let (packed, descriptors) = payload.pack()?;
         let message = ToParent::Spill { record, packed };
-        Ok(control::send(
-            self.socket,
-            &message,
-            &descriptors,
-            Some(Instant::now() + SOCKET_PATIENCE),
-        )?)
+        Ok(control::send(self.socket, &message, &descriptors, None)?)
     }
 
     /// The function of this number; its definition was sent before the first record that names it.
@@ -342,13 +337,8 @@ impl<'a> Main<'a> {
 /// Asks the parent for arguments that do not lie in shared memory, and waits for them. No deadline: the parent answers
 /// or is gone, and with it this process.
 fn fetch(socket: BorrowedFd<'_>, mail: &Mail, record: Record) -> Result<Payload, TaskError> {
-    control::send(
-        socket,
-        &ToParent::Fetch { record },
-        &[],
-        Some(Instant::now() + SOCKET_PATIENCE),
-    )
-    .map_err(|error| TaskError::unavailable(format!("asking for the arguments: {error}")))?;
+    control::send(socket, &ToParent::Fetch { record }, &[], None)
+        .map_err(|error| TaskError::unavailable(format!("asking for the arguments: {error}")))?;
     let mut inbox = mail.inbox.lock();
     loop {
         if let Some(payload) = inbox.attached.remove(&record) {
@@ -360,29 +350,46 @@ fn fetch(socket: BorrowedFd<'_>, mail: &Mail, record: Record) -> Result<Payload,
 
 /// The listening thread: puts what arrives where the main thread finds it.
 fn listen(socket: &OwnedFd, mail: &Mail, shared: &Shared, slot: u32) {
-    // The end of the stream is the end of the parent, which `crate::startup` watches for.
-    while let Ok(Some((message, descriptors))) = control::receive::<ToChild>(socket.as_fd(), None) {
-        match message {
-            ToChild::Define { number, code } => {
-                let mut inbox = mail.inbox.lock();
-                let index = number as usize;
-                if inbox.functions.len() <= index {
-                    inbox.functions.resize(index + 1, None);
-                }
-                inbox.functions[index] = code.resolve().ok();
-            }
-            ToChild::Attach { record, packed } => {
-                let payload = Payload::unpack(packed, descriptors);
-                mail.inbox.lock().attached.insert(record, payload);
-            }
-            ToChild::Stop => {
-                mail.stop.store(true, Ordering::Release);
-                shared.worker(slot).doorbell.notify_all();
-            }
-            ToChild::Run { .. } | ToChild::Work { .. } => return,
+    loop {
+        let heard = match control::receive::<ToChild>(socket.as_fd(), None) {
+            Ok(Some((message, descriptors))) => hear(message, descriptors, mail, shared, slot),
+            // The end of the parent: `crate::startup` ends this process and what it started.
+            Ok(None) => return,
+            Err(_) => false,
+        };
+        if !heard {
+            // What is no message for a worker, or no descriptors are left to receive: a worker that cannot hear is of no
+            // use. At once, because the main thread may be in user code, which exit handlers must not run beside.
+            let me = rustix::process::getpid();
+            let _ = rustix::process::kill_process(me, rustix::process::Signal::KILL);
+            return;
         }
-        mail.arrived.notify_all();
     }
+}
+
+/// Takes one message in; `false` for one that a worker does not expect.
+fn hear(message: ToChild, descriptors: Vec<OwnedFd>, mail: &Mail, shared: &Shared, slot: u32) -> bool {
+    match message {
+        ToChild::Define { number, code } => {
+            let mut inbox = mail.inbox.lock();
+            let index = number as usize;
+            if inbox.functions.len() <= index {
+                inbox.functions.resize(index + 1, None);
+            }
+            inbox.functions[index] = code.resolve().ok();
+        }
+        ToChild::Attach { record, packed } => {
+            let payload = Payload::unpack(packed, descriptors);
+            mail.inbox.lock().attached.insert(record, payload);
+        }
+        ToChild::Stop => {
+            mail.stop.store(true, Ordering::Release);
+            shared.worker(slot).doorbell.notify_all();
+        }
+        ToChild::Run { .. } | ToChild::Work { .. } => return false,
+    }
+    mail.arrived.notify_all();
+    true
 }
 
 /// Where a range of the arena lies, if it does.
@@ -405,6 +412,8 @@ struct CellOutcomes<'a> {
     saved: u32,
     spill: Option<Vec<u8>>,
     session: &'a SendSession,
+    /// How many handles the results before the present item carry.
+    handles: usize,
 }
 
 impl<'a> CellOutcomes<'a> {
@@ -425,6 +434,7 @@ impl<'a> CellOutcomes<'a> {
             saved: task.start,
             spill: None,
             session,
+            handles: 0,
         }
     }
 
@@ -447,12 +457,20 @@ impl<'a> CellOutcomes<'a> {
 impl Outcomes for CellOutcomes<'_> {
     #[inline]
     fn begin(&mut self, item: u32) {
+        self.handles = self.session.len();
         self.cell.progress(item, self.saved);
         crash_point!("pool.worker.item");
     }
 
     #[inline]
     fn end(&mut self, item: u32, entry: &[u8]) {
+        if self.session.len() > MAX_HANDLES {
+            // One message takes no more: the item whose handles are too many for it fails.
+            self.session.truncate(self.handles);
+            let what = format_args!("the results of its chunk carry more than {MAX_HANDLES} handles");
+            let entry = failure(&TaskError::codec("the result cannot be sent", &what));
+            return self.end(item, &entry);
+        }
         if self.spill.is_none() && self.capacity - self.len >= entry.len() {
             self.store(entry);
             // A result with handles needs their descriptors, which die with this process.
