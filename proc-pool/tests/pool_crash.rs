@@ -40,7 +40,9 @@ fn work(point: &str, passage: u32) -> bool {
     for item in 0..200 {
         assert_eq!(job.call(item).expect("called"), 3 * item, "{point}");
     }
-    let tasks: Vec<_> = (0..100).map(|item| job.submit(item).expect("submitted")).collect();
+    let tasks: Vec<_> = (0..100)
+        .map(|item| job.submit(item).expect("submitted"))
+        .collect();
     for (item, task) in (0..).zip(tasks) {
         assert_eq!(task.join(), Ok(3 * item), "{point}");
     }

@@ -1,14 +1,14 @@
 //! What the tests of this crate share: a watchdog, a handle that travels, a look at the system.
 #![allow(dead_code, reason = "not every test binary uses everything")]
 
-use proc_pool::TaskError;
 use proc_pool::shm::handle::{send_descriptor, take_descriptor};
+use proc_pool::{Pool, TaskError};
 use rustix::event::{PollFd, PollFlags, poll};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
@@ -183,7 +183,9 @@ impl Bytes {
     /// `len` bytes with a pattern that depends on `seed`.
     pub(crate) fn pattern(len: usize, seed: u8) -> Self {
         let period: Vec<u8> = (0..251).map(|byte| seed.wrapping_add(byte)).collect();
-        Self(period.into_iter().cycle().take(len).collect())
+        let mut bytes = period.repeat(len / period.len() + 1);
+        bytes.truncate(len);
+        Self(bytes)
     }
 }
 
@@ -265,5 +267,44 @@ impl<'de> Deserialize<'de> for Faulty {
         let (number, decoding) = <(u32, Fault)>::deserialize(deserializer)?;
         decoding.happen(serde::de::Error::custom)?;
         Ok(Self::none(number))
+    }
+}
+
+/// Waits until the pool has so many workers again.
+pub(crate) fn until_workers(pool: &Pool, count: usize) -> Vec<u32> {
+    loop {
+        let workers = pool.workers();
+        if workers.len() == count {
+            return workers;
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// A directory of one test; gone with it.
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    pub(crate) fn new() -> Self {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = format!(
+            "proc-pool-test-{}-{}",
+            std::process::id(),
+            NUMBER.fetch_add(1, Ordering::Relaxed)
+        );
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir(&path).expect("a directory");
+        Self(path)
+    }
+
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
