@@ -306,9 +306,9 @@ impl Child {
     }
 
     /// Forwards what the child wrote to stderr and nobody has forwarded yet. Call it after its end, so that its last
-    /// words come before whatever this process does next.
+    /// words come before whatever this process does next. If stderr blocks, it gives up after a second.
     pub(crate) fn flush_stderr(&self) {
-        self.tail.drain();
+        self.tail.flush();
     }
 
     /// SIGKILL that we did not send, while the kernel's count of out-of-memory kills went up.
