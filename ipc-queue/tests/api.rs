@@ -620,7 +620,12 @@ fn a_queue_beyond_the_memory_of_the_machine_is_refused() {
         .build()
         .expect_err("512 GiB");
     assert!(error.is_out_of_memory(), "{error:?}");
-    assert!(error.source().is_some());
+    assert!(
+        error.to_string().contains("not enough memory: 549"),
+        "the reason and the number of bytes: {error}"
+    );
+    // A chain of errors says nothing twice.
+    assert!(error.source().is_none(), "{:?}", error.source());
 }
 
 #[test]
@@ -866,4 +871,74 @@ fn conformance_queue_feeder_donot_stop_onexc() {
     assert_eq!(rx.len(), 1);
     assert!(!rx.recv_timeout(Duration::from_secs(30)).expect("received").0);
     assert!(rx.is_empty());
+}
+
+#[test]
+fn a_batch_that_does_not_wait_sends_what_there_is_room_for() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<u32>(100).expect("a queue");
+    let error = tx.try_send_batch((0..130).collect::<Vec<_>>()).expect_err("full");
+    assert!(error.is_full() && !error.is_timeout());
+    assert_eq!(error.sent(), 100);
+    assert_eq!(
+        error.to_string(),
+        "100 of 130 messages were sent: the queue is full"
+    );
+    assert!(error.into_unsent().into_iter().eq(100..130));
+    assert!(rx.try_recv_batch(1000).expect("received").into_iter().eq(0..100));
+    tx.try_send_batch([1, 2]).expect("there is room");
+    drop(rx);
+    assert!(tx.try_send_batch([3]).expect_err("gone").is_disconnected());
+}
+
+#[test]
+fn a_batch_with_a_deadline_hands_back_what_found_no_room() {
+    let _dog = watchdog();
+    let (tx, _rx) = bounded::<u32>(3).expect("a queue");
+    let error = tx.send_batch_timeout([0, 1, 2, 3, 4], SHORT).expect_err("full");
+    assert!(error.is_timeout() && !error.is_full());
+    assert_eq!(error.sent(), 3);
+    assert_eq!(error.into_unsent(), [3, 4]);
+}
+
+#[test]
+fn a_batch_with_a_deadline_waits_for_room() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<u32>(2).expect("a queue");
+    let receiver = std::thread::spawn(move || rx.iter().map(|n| n.expect("received")).collect::<Vec<_>>());
+    tx.send_batch_timeout((0..1000).collect::<Vec<_>>(), Duration::MAX)
+        .expect("sent");
+    drop(tx);
+    assert!(receiver.join().expect("no panic").into_iter().eq(0..1000));
+}
+
+#[test]
+fn a_batch_received_with_a_deadline_is_what_came_in_time() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<u32>(8).expect("a queue");
+    assert_eq!(rx.recv_batch_timeout(8, SHORT).expect("nothing yet"), []);
+    let sender = std::thread::spawn(move || tx.send(1));
+    assert_eq!(rx.recv_batch_timeout(8, Duration::MAX).expect("received"), [1]);
+    sender.join().expect("no panic").expect("sent");
+    assert!(
+        rx.recv_batch_timeout(8, SHORT)
+            .expect_err("gone")
+            .is_disconnected()
+    );
+}
+
+#[test]
+fn large_messages_come_in_batches_too() {
+    let _dog = watchdog();
+    let (tx, rx) = builder::<Vec<u8>>()
+        .capacity(100)
+        .slot_bytes(1000)
+        .build()
+        .expect("a queue");
+    assert_eq!(rx.max_message_len(), 1000);
+    assert!(rx.try_recv_batch(100).expect("nothing yet").is_empty());
+    let messages: Vec<_> = (0..100_u8).map(|i| vec![i; 900]).collect();
+    tx.send_batch(messages.clone()).expect("sent");
+    assert_eq!(rx.recv_batch(70).expect("received"), messages[..70]);
+    assert_eq!(rx.try_recv_batch(70).expect("received"), messages[70..]);
 }

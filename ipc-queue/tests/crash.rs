@@ -9,14 +9,19 @@
 //! * nothing arrives twice, torn, or out of order;
 //! * every slot is usable again, and the dead hold no side of the queue open.
 #![cfg(all(feature = "crash-points", not(loom)))]
+#![allow(unsafe_code, reason = "holds a lock as a sweeper does")]
 
 mod common;
 
 use common::{Peer, Reporter, child as child_of_test, was_killed, watchdog};
 use ipc_queue::{Receiver, RecvError, Sender, TryRecvError, TrySendError, bounded};
 use serde::{Deserialize, Serialize};
+use shm_core::handle::SendSession;
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::time::Duration;
 
 /// One message: whose, and which one of his. The rest is there to be torn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -450,4 +455,96 @@ fn survivors_finish_after_a_death_at_every_point_of_the_handles() {
         assert!(!scenarios.is_empty(), "no way to get to {point}");
         scenarios.iter().for_each(Scenario::play);
     }
+}
+
+/// Starts a sender that dies with its first claim, and waits for its end.
+fn die_with_a_claim(sender: &Sender<Message>) {
+    let orders = Orders::Send {
+        from: VICTIM,
+        count: 1,
+        batch: 1,
+        sender: sender.clone(),
+    };
+    let victim = Peer::start(&orders, Some("ring.push.claimed"));
+    assert!(was_killed(victim.wait()));
+}
+
+/// Each message wakes the receiver, which cannot take it because of what the dead sender left in front. Unless it
+/// looks around before it sleeps again, it never does: none of its sleeps lasts as long as a time slice.
+#[test]
+fn a_sleeping_receiver_gets_past_a_dead_claim_though_it_is_woken_all_the_time() {
+    let _dog = watchdog();
+    let capacity = 1024;
+    let (tx, rx) = bounded(capacity).expect("a queue");
+    let receiver = std::thread::spawn(move || rx.recv());
+    die_with_a_claim(&tx);
+    let mut sent = 0;
+    while !receiver.is_finished() {
+        assert!(
+            (sent as usize) < capacity - 1,
+            "nothing received until the queue was full"
+        );
+        tx.send(Message::new(PARENT, sent)).expect("sent");
+        sent += 1;
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+    let message = receiver.join().expect("no panic").expect("received");
+    assert_eq!(message.checked(), (PARENT, 0));
+}
+
+/// A lock on the byte of a participant, as a sweep holds it while it cleans up.
+struct SweepLock(#[expect(dead_code, reason = "its end is the lock's end")] File);
+
+fn lock_operation(file: &File, participant: i64, operation: i32) -> libc::flock {
+    // SAFETY: all zeroes are a valid `flock`.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = i16::try_from(libc::F_WRLCK).expect("small");
+    lock.l_whence = i16::try_from(libc::SEEK_SET).expect("small");
+    (lock.l_start, lock.l_len) = (participant, 1);
+    // SAFETY: an open file and a live `flock` with `l_pid` 0.
+    let done = unsafe { libc::fcntl(file.as_raw_fd(), operation, &raw mut lock) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    lock
+}
+
+impl SweepLock {
+    /// Takes the lock once the participant is dead; `before` runs when it is, and is not yet locked again.
+    fn of(receiver: &Receiver<Message>, participant: i64, before: impl FnOnce()) -> Self {
+        let session = SendSession::begin();
+        postcard::to_stdvec(receiver).expect("in a session");
+        let token = session.finish().pop().expect("the queue's memory");
+        let path = format!("/proc/self/fd/{}", token.as_raw_fd());
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(path)
+            .expect("reopened");
+        while i32::from(lock_operation(&file, participant, libc::F_OFD_GETLK).l_type) != libc::F_UNLCK {
+            std::thread::yield_now();
+        }
+        before();
+        lock_operation(&file, participant, libc::F_OFD_SETLK);
+        Self(file)
+    }
+}
+
+/// While somebody sweeps up after a dead sender it does not look dead, and its claim may have messages behind it.
+#[test]
+fn messages_behind_a_claim_that_is_being_swept_are_not_the_end() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded(8).expect("a queue");
+    die_with_a_claim(&tx);
+    tx.send(Message::new(PARENT, 7)).expect("there is room");
+    let lock = SweepLock::of(&rx, 2, || drop(tx));
+    assert!(rx.try_recv().expect_err("in the sweeper's hands").is_empty());
+    assert_eq!(rx.try_recv_batch(8).expect("in the sweeper's hands"), []);
+    let short = Duration::from_millis(20);
+    assert!(
+        rx.recv_timeout(short)
+            .expect_err("in the sweeper's hands")
+            .is_timeout()
+    );
+    drop(lock);
+    assert_eq!(rx.recv().expect("received").checked(), (PARENT, 7));
+    assert!(rx.recv().expect_err("nothing left").is_disconnected());
 }

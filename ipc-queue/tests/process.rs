@@ -263,6 +263,67 @@ fn a_polling_sender_learns_that_the_last_receiver_was_killed() {
 }
 
 #[test]
+fn a_sender_with_room_learns_that_the_last_receiver_was_killed() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded(2048).expect("a queue");
+    let peer = Peer::start(&Orders::Hold(rx), None);
+    assert_eq!(peer.report(), Some(0_u64));
+    assert!(was_killed(peer.kill()));
+    // Slowly, because a sender with room asks the system once in a millisecond at most.
+    let error = (0..2048)
+        .find_map(|i| {
+            std::thread::park_timeout(Duration::from_micros(200));
+            tx.send(i).err()
+        })
+        .expect("noticed before the queue is full");
+    assert!(error.is_disconnected());
+}
+
+/// Otherwise the next holder of the index would seem to hold what the dead one held.
+#[test]
+fn an_index_is_not_given_to_others_while_the_geometry_makes_no_sense() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<u64>(8).expect("a queue");
+    let session = SendSession::begin();
+    postcard::to_stdvec(&rx).expect("in a session");
+    let memory = session.finish().pop().expect("the queue's memory");
+    let map = memmap2::MmapRaw::map_raw(&memory).expect("mapped");
+    // The segment's header: magic, version, kind, layout. Behind its own pages: the capacity.
+    // SAFETY: inside the mapping, aligned, and written before anybody could see the segment.
+    let (kind, layout_hash) = unsafe {
+        let header = map.as_ptr();
+        (
+            header.add(12).cast::<u32>().read(),
+            header.add(16).cast::<u64>().read(),
+        )
+    };
+    let spec = shm_core::segment::Spec {
+        kind,
+        layout_hash,
+        body_len: 1,
+        sweep: |_, _| false,
+    };
+    let segment = shm_core::segment::Segment::attach(std::os::fd::AsFd::as_fd(&memory), &spec)
+        .expect("this process is attached already");
+    let peer = send_from(tx.clone(), 0, 1, true);
+    assert_eq!(peer.report(), Some(0_u64));
+    assert!(was_killed(peer.kill()));
+    let dead = 2;
+    while !segment.is_dead(dead) {
+        std::thread::yield_now();
+    }
+    // SAFETY: inside the mapping, aligned; the word is an atomic for everybody else.
+    let capacity = unsafe { &*map.as_ptr().add(16384).cast::<std::sync::atomic::AtomicU64>() };
+    capacity.store(0, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(segment.sweep(), 0);
+    assert!(segment.is_attached(dead));
+    capacity.store(8, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(segment.sweep(), 1);
+    assert!(!segment.is_attached(dead));
+    assert_eq!(rx.recv().expect("received"), 0);
+}
+
+#[test]
 fn a_living_child_that_let_go_does_not_hold_its_side() {
     let _dog = watchdog();
     let (tx, rx) = bounded(1).expect("a queue");
