@@ -217,7 +217,11 @@ fn twenty_pools_leave_no_descriptor_no_thread_and_no_mapping() {
         };
         let before = (descriptors(), threads(), mappings());
         (0..20).for_each(use_a_pool);
-        (before, (descriptors(), threads(), mappings()))
+        // The descriptors of workers that have ended are closed a moment later.
+        while descriptors() > before.0 || threads() > before.1 {
+            std::thread::yield_now();
+        }
+        (before.2, mappings())
     };
     let child = Process::spawn(counts, ()).expect("spawned");
     let (before, after) = child.join().expect("counted");
