@@ -21,6 +21,7 @@ pub use task::Task;
 use self::core::{Phase, Slot};
 use crate::child::{HANDSHAKE_TIMEOUT, Launch};
 use crate::error::{Error, Result};
+use crate::process::check_environment;
 use cell::MAX_WORKERS;
 use dispatch::Dispatcher;
 use load::Batch;
@@ -102,7 +103,8 @@ impl PoolBuilder {
     ///
     /// # Errors
     ///
-    /// `is_invalid_input` for no or too many workers; `is_not_initialised`, `is_too_deep`; `is_handshake` with the
+    /// `is_invalid_input` for no or too many workers, and for an environment variable whose name is empty or has `=` or a
+    /// zero byte in it, or whose value has a zero byte; `is_not_initialised`, `is_too_deep`; `is_handshake` with the
     /// child's last words; `is_out_of_memory`, or the system's error. Workers that had started are ended.
     pub fn build(self) -> Result<Pool> {
         let workers = match self.workers {
@@ -116,6 +118,7 @@ impl PoolBuilder {
             .filter(|workers| (1..=MAX_WORKERS).contains(workers));
         let slots = slots
             .ok_or_else(|| Error::invalid(format!("a pool has 1 to {MAX_WORKERS} workers, not {workers}")))?;
+        check_environment(&self.launch.environment)?;
         let dispatcher = Arc::new(Dispatcher::new(slots)?);
         let pool = Pool {
             dispatcher,
@@ -299,7 +302,7 @@ impl Pool {
     }
 
     /// Accepts no new task; those that were handed over are still run, and then the workers end. An [`Imap`] that has
-    /// not taken all its items gets an error for the rest. Never blocks; see [`Pool::join`].
+    /// not taken all its items yields the outcomes of those that it handed over, and then one error for the rest. Never blocks; see [`Pool::join`].
     pub fn close(&self) {
         if self.dispatcher.shared().segment().check().is_ok() {
             self.dispatcher.close();

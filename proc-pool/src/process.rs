@@ -432,7 +432,6 @@ impl ProcessBuilder {
     }
 
     fn check(&self) -> Result<()> {
-        use std::os::unix::ffi::OsStrExt;
         const MAX_NAME: usize = 255;
 
         if let Some(len) = self.name.as_ref().map(String::len).filter(|&len| len > MAX_NAME) {
@@ -440,16 +439,27 @@ impl ProcessBuilder {
                 "a name of {len} bytes; the limit is {MAX_NAME}"
             )));
         }
-        for (key, value) in &self.environment {
-            let bytes = key.as_bytes();
-            let value = value.as_ref().map_or(&[][..], |value| value.as_bytes());
-            if bytes.is_empty() || bytes.contains(&b'=') || bytes.contains(&0) || value.contains(&0) {
-                return Err(Error::invalid(format!(
-                    "{key:?} cannot be an environment variable: names are not empty and have no '=', \
-                     and nothing has a zero byte"
-                )));
-            }
-        }
-        Ok(())
+        check_environment(&self.environment)
     }
+}
+
+/// Variables that a child can have.
+///
+/// # Errors
+///
+/// `is_invalid_input` for the first one that it cannot.
+pub(crate) fn check_environment(variables: &[(OsString, Option<OsString>)]) -> Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+
+    for (key, value) in variables {
+        let bytes = key.as_bytes();
+        let value = value.as_ref().map_or(&[][..], |value| value.as_bytes());
+        if bytes.is_empty() || bytes.contains(&b'=') || bytes.contains(&0) || value.contains(&0) {
+            return Err(Error::invalid(format!(
+                "{key:?} cannot be an environment variable: names are not empty and have no '=', \
+                 and nothing has a zero byte"
+            )));
+        }
+    }
+    Ok(())
 }

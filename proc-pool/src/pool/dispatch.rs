@@ -64,6 +64,12 @@ impl JobHandle {
         self.dispatcher.outcomes(Some(self), batch, deadline)
     }
 
+    /// Whether there may be outcomes, of this job or of others. A cheap look.
+    pub(super) fn has_outcomes(&self) -> bool {
+        let dispatcher = &self.dispatcher;
+        self.ready.load(Ordering::Acquire) || dispatcher.shared.done().is_ready(&dispatcher.done)
+    }
+
     /// Collects outcomes that are there. Never blocks.
     pub(super) fn try_outcomes(&self, batch: &mut Batch) -> std::result::Result<(), TaskError> {
         self.dispatcher.shared.segment().check()?;

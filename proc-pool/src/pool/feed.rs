@@ -14,15 +14,23 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::iter::Fuse;
 use std::marker::PhantomData;
+use std::time::{Duration, Instant};
 
 /// Chunks in flight of one job, unless there are so many workers that they need more.
 const WINDOW: usize = 512;
 /// Chunks in flight per worker, at least.
 const WINDOW_PER_WORKER: usize = 4;
-/// Chunks handed over together.
+/// Chunks handed over together, at most, and for how many a feed waits for room: every hand-over takes a lock.
 const HAND_OVER: usize = 32;
-/// A chunk is cut when its items have so many bytes, whatever its size in items.
-const CHUNK_BYTES: usize = 256 << 10;
+/// A feed hands over every chunk by itself and looks for outcomes once the source has taken so long.
+const SOURCE_PATIENCE: Duration = Duration::from_micros(100);
+/// A chunk is cut before its items have more bytes than this, whatever its size in items: with what a larger item adds
+/// it still fits into a block of 256 KiB.
+const CHUNK_BYTES: usize = 240 << 10;
+/// The most bytes of arguments in flight of one job; what is large has a descriptor each, too.
+const WINDOW_BYTES: u64 = 64 << 20;
+/// Items in flight per worker, at least, however large they are.
+const LARGE_PER_WORKER: u64 = 2;
 /// The largest automatic chunk, in items: beyond it dispatch costs nothing compared with the items.
 const AUTOMATIC_CHUNK: usize = 1024;
 /// Automatic chunks per worker, so that the last ones even out.
@@ -87,6 +95,10 @@ where
 
     /// How often an item whose worker died is tried again before it fails. A panic is an answer, and not tried again.
     /// Without it: never, because the item may have had effects.
+    ///
+    /// Apart from that, an item that was finished runs again if its worker dies before the result is safe. A result is
+    /// safe at once if it is small; one that is large or carries handles is so with those of the other items of its
+    /// chunk. Chunks of one item ([`Job::chunk_size`]) leave only the moment in which a result is sent.
     pub fn retries(mut self, retries: u32) -> Self {
         self.retries = retries;
         self
@@ -140,6 +152,9 @@ where
     }
 
     /// See [`Pool::map`].
+    ///
+    /// An iterator of items that waits until earlier items have run belongs to [`Job::imap`], which hands over every
+    /// chunk before it asks for the next: here, items may wait until several chunks are together.
     ///
     /// # Errors
     ///
@@ -240,9 +255,17 @@ struct Feed<I: Iterator> {
     /// An item whose handles found no room in the last chunk.
     held: Option<I::Item>,
     chunk: usize,
+    /// Every chunk is handed over before the source is asked again: it may wait for what earlier items bring about.
+    lazy: bool,
     window: u64,
+    /// The least room in the window, however large the items are.
+    least: u64,
+    /// Bytes of an item, times 8: an average in which the last chunks weigh most.
+    weight: u64,
     /// Items taken from the iterator.
     sent: u64,
+    /// Those of them that the pool has, or that have an outcome without it.
+    handed: u64,
     /// Items with an outcome.
     settled: u64,
     exhausted: bool,
@@ -269,15 +292,20 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Feed<I> {
             return Err(Error::invalid("at least 1 item must be allowed in flight, not 0"));
         }
         let job = options.open(true)?;
-        let window = WINDOW.max(job.dispatcher().workers() * WINDOW_PER_WORKER);
+        let workers = job.dispatcher().workers();
+        let window = WINDOW.max(workers * WINDOW_PER_WORKER);
         let window = options.in_flight.unwrap_or(window.saturating_mul(chunk));
         Ok(Self {
             job,
             items: items.fuse(),
             held: None,
             chunk: chunk.min(window),
+            lazy: false,
             window: window as u64,
+            least: (workers as u64 * LARGE_PER_WORKER).min(window as u64),
+            weight: 0,
             sent: 0,
+            handed: 0,
             settled: 0,
             exhausted: false,
             prepared: Prepared::default(),
@@ -290,31 +318,71 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Feed<I> {
         self.exhausted && self.settled == self.sent
     }
 
-    /// Takes items and hands them over until the window is full; `taken` items count as out of the window.
+    /// Room in the window, in items; `taken` items count as out of it.
+    fn room(&self, taken: u64) -> u64 {
+        let mut window = self.window;
+        if let Some(by_bytes) = (8 * WINDOW_BYTES).checked_div(self.weight) {
+            window = window.min(by_bytes.max(self.least));
+        }
+        window.saturating_sub(self.sent - taken)
+    }
+
+    /// Takes items and hands them over until the window is full, or the source is slow and there are outcomes to look
+    /// after; `taken` items count as out of the window.
+    ///
+    /// A lazy feed hands over every chunk by itself. Another one hands over a few at first, then as many together as
+    /// half of those in flight, and every one once the source was slow.
     fn top_up(&mut self, taken: u64) -> Result<()> {
-        let free = |feed: &Self| feed.window - (feed.sent - taken);
-        // Wait for room for a good many chunks at once: every hand-over takes a lock.
+        // Wait for room for a good many chunks at once.
         let enough = ((HAND_OVER * self.chunk) as u64).min(self.window / 2).max(1);
-        if self.exhausted || (free(self) < enough && self.sent > self.settled) {
+        if self.exhausted || (self.room(taken) < enough && self.sent > self.settled) {
             return Ok(());
         }
-        while !self.exhausted && free(self) > 0 {
-            self.next_chunk(free(self))?;
-            if self.prepared.len() >= HAND_OVER {
-                self.job.submit(&mut self.prepared, true)?;
+        let since = Instant::now();
+        let (mut chunks, mut slow) = (0_usize, false);
+        while !self.exhausted {
+            let room = self.room(taken);
+            if room == 0 {
+                break;
+            }
+            self.next_chunk(room)?;
+            chunks += 1;
+            slow = slow || ((chunks < 8 || chunks % 8 == 0) && since.elapsed() > SOURCE_PATIENCE);
+            let in_flight = self.handed.saturating_sub(self.settled) / self.chunk as u64;
+            let together = (in_flight / 2).min(HAND_OVER as u64 - 1);
+            if self.lazy || slow || self.prepared.len() as u64 > together {
+                self.hand_over()?;
+            }
+            if slow && self.job.has_outcomes() {
+                return Ok(());
             }
         }
+        self.hand_over()
+    }
+
+    fn hand_over(&mut self) -> Result<()> {
         if self.prepared.len() > 0 {
             self.job.submit(&mut self.prepared, true)?;
         }
+        self.handed = self.sent;
         Ok(())
+    }
+
+    /// No more items: those that the pool does not have are as if they had never been taken.
+    fn cut_off(&mut self) {
+        self.exhausted = true;
+        self.held = None;
+        self.sent = self.handed;
+        let sent = self.sent;
+        self.early.retain(|(index, _)| *index < sent);
     }
 
     fn next_chunk(&mut self, room: u64) -> Result<()> {
         let most = u64::min(self.chunk as u64, room);
         let (start, first) = (self.prepared.bytes().len(), self.sent);
         let session = SendSession::begin();
-        while self.sent - first < most && self.prepared.bytes().len() - start < CHUNK_BYTES {
+        let mut largest = 0;
+        while self.sent - first < most && self.prepared.bytes().len() - start + largest <= CHUNK_BYTES {
             let Some(item) = self.held.take().or_else(|| self.items.next()) else {
                 self.exhausted = true;
                 break;
@@ -327,7 +395,10 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Feed<I> {
                 pushed = Err(too_many_handles(session.len() - handles, "the argument"));
             }
             match pushed {
-                Ok(()) => self.sent += 1,
+                Ok(()) => {
+                    self.sent += 1;
+                    largest = largest.max(self.prepared.bytes().len() - len);
+                }
                 // Alone in a chunk, or it ends this one: a chunk's items are numbered without gaps.
                 Err(error) => {
                     let count = self.sent - first;
@@ -359,6 +430,8 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Feed<I> {
         }
         let mut descriptors = session.finish();
         descriptors.truncate(handles);
+        let bytes = (self.prepared.bytes().len() - start) as u64;
+        self.weight = self.weight - self.weight / 8 + bytes / count;
         let count = u32::try_from(count).expect("a chunk fits");
         self.prepared.seal(start, first, count, descriptors)
     }
@@ -381,6 +454,10 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Feed<I> {
         self.job.outcomes(&mut self.batch, None)?;
         let settled = &mut self.settled;
         for outcome in self.batch.drain() {
+            // Only when a hand-over failed half-way.
+            if outcome.first >= self.sent {
+                continue;
+            }
             let _session = ReceiveSession::begin(outcome.descriptors);
             let indices = outcome.first..outcome.first + u64::from(outcome.count);
             *settled += u64::from(outcome.count);
@@ -397,7 +474,11 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Feed<I> {
 
 /// A feed that may not have started, or has ended.
 enum Source<I: Iterator> {
-    Feeding(Box<Feed<I>>),
+    Feeding {
+        feed: Box<Feed<I>>,
+        /// Why there are no more items, told when those before have their outcomes.
+        failure: Option<TaskError>,
+    },
     Failed(TaskError),
     Over,
 }
@@ -409,7 +490,10 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Source<I> {
         R: Serialize + DeserializeOwned,
     {
         match Feed::start(options, items, 1) {
-            Ok(feed) => Self::Feeding(Box::new(feed)),
+            Ok(feed) => Self::Feeding {
+                feed: Box::new(Feed { lazy: true, ..feed }),
+                failure: None,
+            },
             Err(error) => Self::Failed(into_task_error(error)),
         }
     }
@@ -420,24 +504,26 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Source<I> {
         taken: u64,
         mut take: impl FnMut(u64, std::result::Result<R, TaskError>),
     ) -> Option<std::result::Result<(), TaskError>> {
-        match std::mem::replace(self, Self::Over) {
-            Self::Feeding(mut feed) => {
-                if let Err(error) = feed.top_up(taken) {
-                    return Some(Err(into_task_error(error)));
+        self.keep_supplied(taken);
+        let failure = match self {
+            Self::Feeding { feed, failure } => {
+                if feed.take_early(&mut take) {
+                    return Some(Ok(()));
                 }
-                if !feed.take_early(&mut take) {
-                    if feed.is_done() {
-                        return None;
-                    }
-                    if let Err(error) = feed.receive(&mut take) {
-                        return Some(Err(error));
+                if feed.is_done() {
+                    failure.take()
+                } else {
+                    match feed.receive(&mut take) {
+                        Ok(()) => return Some(Ok(())),
+                        Err(error) => Some(error),
                     }
                 }
-                *self = Self::Feeding(feed);
-                Some(Ok(()))
             }
+            Self::Failed(_) | Self::Over => None,
+        };
+        match std::mem::replace(self, Self::Over) {
             Self::Failed(error) => Some(Err(error)),
-            Self::Over => None,
+            Self::Feeding { .. } | Self::Over => failure.map(Err),
         }
     }
 
@@ -445,10 +531,16 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Source<I> {
     fn keep_supplied(&mut self, taken: u64) {
         // The items' iterator may panic; then this stays `Over`.
         *self = match std::mem::replace(self, Self::Over) {
-            Self::Feeding(mut feed) => match feed.top_up(taken) {
-                Ok(()) => Self::Feeding(feed),
-                Err(error) => Self::Failed(into_task_error(error)),
-            },
+            Self::Feeding {
+                mut feed,
+                mut failure,
+            } => {
+                if let Err(error) = feed.top_up(taken) {
+                    feed.cut_off();
+                    failure = Some(into_task_error(error));
+                }
+                Self::Feeding { feed, failure }
+            }
             other => other,
         };
     }
@@ -466,7 +558,10 @@ fn into_task_error(error: Error) -> TaskError {
 /// Results in the order of their items. From [`Pool::imap`].
 ///
 /// Blocks while the next result is not there; woken by the worker that has it, or by its death. Dropping it takes
-/// back what no worker has begun. After an error that ends the pool it yields nothing more.
+/// back what no worker has begun.
+///
+/// If the pool takes no more items ([`Pool::close`]), it yields the outcomes of those that the pool has, then the error
+/// once, then nothing more. After an error that ends the pool it yields nothing more at once.
 pub struct Imap<'p, I: Iterator, R> {
     feed: Source<I>,
     /// Outcomes from item `next` on, where they have come.
@@ -541,7 +636,7 @@ where
 impl<I: Iterator> Source<I> {
     fn settled(&self) -> u64 {
         match self {
-            Self::Feeding(feed) => feed.settled,
+            Self::Feeding { feed, .. } => feed.settled,
             Self::Failed(_) | Self::Over => 0,
         }
     }
