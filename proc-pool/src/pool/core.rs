@@ -31,6 +31,8 @@ use std::time::{Duration, Instant};
 pub(super) const CELLS: u32 = 1024;
 /// Bytes of arguments that a load keeps without an allocation.
 const TINY: usize = 22;
+/// How many cells ahead a worker fetches.
+const AHEAD: usize = 2;
 /// Bytes that the outcomes of a function's first piece get at least, and those of each of its items.
 const FIRST_OUTCOME: usize = 1024;
 const FIRST_OUTCOME_ITEM: usize = 16;
@@ -452,6 +454,7 @@ impl Core {
             argument,
             result: result.map_or((INLINE, 0), |block| (block.page, capacity(block))),
         };
+        cell.point_ahead(number);
         cell.offer(info.generation, &task);
         Record {
             cell: number,
@@ -476,6 +479,12 @@ impl Core {
 
     /// Puts records into the task ring.
     pub(super) fn flush(&mut self, shared: &Shared, tasks: &Cursor) {
+        // A worker that begins one cell fetches the one after the next: by the time it gets there, it is there.
+        for pair in self.unsent.windows(AHEAD + 1) {
+            if let Some(cell) = shared.cell(pair[0].cell) {
+                cell.point_ahead(pair[AHEAD].cell);
+            }
+        }
         let mut sent = 0;
         while sent < self.unsent.len() {
             let records = &self.unsent[sent..];

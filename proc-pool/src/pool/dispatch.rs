@@ -383,6 +383,11 @@ impl Dispatcher {
                 records[i] = word;
             });
             let count = popped.unwrap_or(0);
+            for &word in &records[..count] {
+                if let Some(cell) = self.shared.cell(Record::from_word(word).cell) {
+                    cell.prefetch();
+                }
+            }
             let (broken, others) = {
                 let mut core = self.core.lock();
                 core.collector = job;

@@ -301,11 +301,21 @@ impl<P: Policy> Scheduler<P> {
             let saved = saved.clamp(piece.items.start, piece.items.end);
             let current = current.clamp(saved, piece.items.end);
             let behind = (current + 1).min(piece.items.end)..piece.items.end;
-            self.again(Piece { items: behind, ..piece.clone() }, actions);
+            self.again(
+                Piece {
+                    items: behind,
+                    ..piece.clone()
+                },
+                actions,
+            );
             if current < piece.items.end {
                 if piece.retries > 0 {
                     let retries = piece.retries - 1;
-                    let once_more = Piece { items: current..current + 1, retries, ..piece.clone() };
+                    let once_more = Piece {
+                        items: current..current + 1,
+                        retries,
+                        ..piece.clone()
+                    };
                     self.again(once_more, actions);
                 } else {
                     actions.push(Action::Fail {
@@ -315,7 +325,13 @@ impl<P: Policy> Scheduler<P> {
                     });
                 }
             }
-            self.again(Piece { items: saved..current, ..piece }, actions);
+            self.again(
+                Piece {
+                    items: saved..current,
+                    ..piece
+                },
+                actions,
+            );
         }
         if self.futile >= self.futile_limit && !self.gave_up {
             self.gave_up = true;
@@ -592,13 +608,25 @@ mod tests {
         handle(&mut s, Event::Submitted(other.clone()));
         handle(&mut s, Event::Submitted(piece(2, 0..1)));
         assert_eq!(handle(&mut s, Event::JobDropped { job: 1 }), []);
-        assert_eq!(handle(&mut s, Event::Finished { cell: 0 }), [Action::Send { cell: 0, piece: other }]);
-        assert_eq!(handle(&mut s, Event::Finished { cell: 0 }), [Action::Discard(piece(2, 0..1))]);
+        assert_eq!(
+            handle(&mut s, Event::Finished { cell: 0 }),
+            [Action::Send {
+                cell: 0,
+                piece: other
+            }]
+        );
+        assert_eq!(
+            handle(&mut s, Event::Finished { cell: 0 }),
+            [Action::Discard(piece(2, 0..1))]
+        );
         assert_eq!(s.outstanding(), 0);
         handle(&mut s, Event::JobOpened { job: 1 });
         assert_eq!(
             handle(&mut s, Event::Submitted(piece(3, 0..1))),
-            [Action::Send { cell: 0, piece: piece(3, 0..1) }],
+            [Action::Send {
+                cell: 0,
+                piece: piece(3, 0..1)
+            }],
             "the number is that of a new job"
         );
     }
@@ -606,11 +634,35 @@ mod tests {
     #[test]
     fn what_a_dead_worker_had_of_a_dropped_job_does_not_run_again() {
         let mut s = Scheduler::new(Fifo::default(), 1, 1);
-        handle(&mut s, Event::Submitted(Piece { retries: 9, ..piece(0, 0..3) }));
+        handle(
+            &mut s,
+            Event::Submitted(Piece {
+                retries: 9,
+                ..piece(0, 0..3)
+            }),
+        );
         handle(&mut s, Event::JobDropped { job: 1 });
-        let running = vec![Running { cell: 0, saved: 0, current: 0 }];
-        let actions = handle(&mut s, Event::WorkerDied { worker: 0, running, lost: vec![] });
-        assert!(matches!(actions[..], [Action::Discard(_), Action::Discard(_), Action::Spawn { worker: 0 }]));
+        let running = vec![Running {
+            cell: 0,
+            saved: 0,
+            current: 0,
+        }];
+        let actions = handle(
+            &mut s,
+            Event::WorkerDied {
+                worker: 0,
+                running,
+                lost: vec![],
+            },
+        );
+        assert!(matches!(
+            actions[..],
+            [
+                Action::Discard(_),
+                Action::Discard(_),
+                Action::Spawn { worker: 0 }
+            ]
+        ));
         assert_eq!(s.outstanding(), 0);
     }
 

@@ -223,6 +223,9 @@ impl<'a> Main<'a> {
 
     /// Runs one cell and reports it.
     fn run(&mut self, cell: Cell<'_>, record: Record) {
+        if let Some(ahead) = self.shared.cell(cell.ahead()) {
+            ahead.prefetch();
+        }
         let task = cell.task();
         let session = SendSession::begin();
         let mut outcomes = CellOutcomes::new(cell, &task, &self.arena, &session);
