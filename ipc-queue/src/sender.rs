@@ -22,7 +22,8 @@ use std::time::{Duration, Instant};
 /// it was taking at that moment: one message or one batch. When no living process holds a receiver, sending fails:
 /// at once if the last receiver was dropped; if its process was killed, as soon as a sender has asked the system, which
 /// it does when it finds no room, and while there is room after every 64th message of the queue, at most once in a
-/// millisecond. Messages that were sent before are lost with the queue. A process that is stopped while it takes a message is alive, and the queue fills up until it goes on.
+/// millisecond. Messages that were sent before are lost with the queue. A process that is stopped while it takes a
+/// message is alive, and the queue fills up until it goes on.
 ///
 /// # Across processes
 ///
