@@ -26,7 +26,8 @@ impl Cursor {
     pub fn ticket(&self) -> u64 {
         // Relaxed: the ticket says only where to look first. Every word in a slot carries a Release, its own or that of
         // the word it replaced, and every claim is preceded by an Acquire look at the slot itself, so nobody relies on
-        // what the finder of the ticket had seen. A slot that looks older than the ticket is one that looks full or empty a little longer.
+        // what the finder of the ticket had seen. A slot that looks older than the ticket is one that looks full or
+        // empty a little longer.
         self.0.load(Relaxed)
     }
 
