@@ -276,7 +276,8 @@ fn a_pop_behind_a_batch_in_flight() {
 }
 
 /// A producer whose old ticket lies in the interior of a later lap's batch learns from it alone that the slots before
-/// are taken, and goes on into one that a consumer has freed.
+/// are taken, and goes on into one that a consumer has freed. Two interior words lie on its way, and the Release of either
+/// would do, so no control weakens one for this model.
 fn a_push_of_a_laggard() {
     let world = World::new(3);
     let late = Cursor::new();
