@@ -7,6 +7,7 @@ mod core;
 mod dispatch;
 mod ending;
 mod feed;
+mod lazy;
 mod load;
 pub mod scheduler;
 mod supervisor;
@@ -15,7 +16,8 @@ pub(crate) mod worker;
 
 pub(crate) use cell::{Geometry, Record};
 pub(crate) use chunk::RunItems;
-pub use feed::{Imap, ImapUnordered, Job};
+pub use feed::Job;
+pub use lazy::{Imap, ImapUnordered};
 pub use task::Task;
 
 use self::core::{Phase, Slot};

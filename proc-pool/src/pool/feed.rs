@@ -1,8 +1,9 @@
-//! Jobs: options for calls of one function, and the iterators that feed items to the workers.
+//! Jobs: options for calls of one function, and how their items are fed to the workers.
 
 use super::Pool;
 use super::chunk::{RunItems, push_item, run_items};
 use super::dispatch::JobHandle;
+use super::lazy::{Imap, ImapUnordered};
 use super::load::{Batch, Outcome, Prepared};
 use super::task::Task;
 use crate::error::{Error, Result, TaskError};
@@ -212,22 +213,12 @@ where
 
     /// See [`Pool::imap`]. What is wrong with the options or the pool is the first item.
     pub fn imap<I: IntoIterator<Item = A>>(&self, items: I) -> Imap<'p, I::IntoIter, R> {
-        Imap {
-            feed: Source::start(self, items.into_iter()),
-            ahead: VecDeque::new(),
-            next: 0,
-            pool: PhantomData,
-        }
+        Imap::start(self, items.into_iter())
     }
 
     /// See [`Pool::imap_unordered`]. What is wrong with the options or the pool is the first item.
     pub fn imap_unordered<I: IntoIterator<Item = A>>(&self, items: I) -> ImapUnordered<'p, I::IntoIter, R> {
-        let feed = Source::start(self, items.into_iter());
-        ImapUnordered {
-            feed,
-            arrived: VecDeque::new(),
-            pool: PhantomData,
-        }
+        ImapUnordered::start(self, items.into_iter())
     }
 }
 
@@ -249,14 +240,14 @@ pub(super) fn only<R: DeserializeOwned>(outcome: Outcome<'_>) -> std::result::Re
 }
 
 /// Items on their way in and outcomes on their way out, for one job.
-struct Feed<I: Iterator> {
+pub(super) struct Feed<I: Iterator> {
     job: JobHandle,
     items: Fuse<I>,
     /// An item whose handles found no room in the last chunk.
     held: Option<I::Item>,
     chunk: usize,
     /// Every chunk is handed over before the source is asked again: it may wait for what earlier items bring about.
-    lazy: bool,
+    pub(super) lazy: bool,
     window: u64,
     /// The least room in the window, however large the items are.
     least: u64,
@@ -267,7 +258,7 @@ struct Feed<I: Iterator> {
     /// Those of them that the pool has, or that have an outcome without it.
     handed: u64,
     /// Items with an outcome.
-    settled: u64,
+    pub(super) settled: u64,
     exhausted: bool,
     prepared: Prepared,
     batch: Batch,
@@ -276,7 +267,7 @@ struct Feed<I: Iterator> {
 }
 
 impl<I: Iterator<Item: Serialize + DeserializeOwned>> Feed<I> {
-    fn start<F, R>(options: &Job<'_, F, I::Item, R>, items: I, automatic: usize) -> Result<Self>
+    pub(super) fn start<F, R>(options: &Job<'_, F, I::Item, R>, items: I, automatic: usize) -> Result<Self>
     where
         F: Fn(I::Item) -> R + Copy + Send + Sync + 'static,
         R: Serialize + DeserializeOwned,
@@ -314,7 +305,7 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Feed<I> {
         })
     }
 
-    fn is_done(&self) -> bool {
+    pub(super) fn is_done(&self) -> bool {
         self.exhausted && self.settled == self.sent
     }
 
@@ -332,7 +323,7 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Feed<I> {
     ///
     /// A lazy feed hands over every chunk by itself. Another one hands over a few at first, then as many together as
     /// half of those in flight, and every one once the source was slow.
-    fn top_up(&mut self, taken: u64) -> Result<()> {
+    pub(super) fn top_up(&mut self, taken: u64) -> Result<()> {
         // Wait for room for a good many chunks at once.
         let enough = ((HAND_OVER * self.chunk) as u64).min(self.window / 2).max(1);
         if self.exhausted || (self.room(taken) < enough && self.sent > self.settled) {
@@ -369,7 +360,7 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Feed<I> {
     }
 
     /// No more items: those that the pool does not have are as if they had never been taken.
-    fn cut_off(&mut self) {
+    pub(super) fn cut_off(&mut self) {
         self.exhausted = true;
         self.held = None;
         self.sent = self.handed;
@@ -437,7 +428,10 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Feed<I> {
     }
 
     /// Outcomes of items that never left; whether there were any.
-    fn take_early<R>(&mut self, take: &mut impl FnMut(u64, std::result::Result<R, TaskError>)) -> bool {
+    pub(super) fn take_early<R>(
+        &mut self,
+        take: &mut impl FnMut(u64, std::result::Result<R, TaskError>),
+    ) -> bool {
         let settled = self.settled;
         while let Some((index, error)) = self.early.pop_front() {
             self.settled += 1;
@@ -447,7 +441,7 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Feed<I> {
     }
 
     /// Waits for outcomes and passes them on.
-    fn receive<R: DeserializeOwned>(
+    pub(super) fn receive<R: DeserializeOwned>(
         &mut self,
         take: &mut impl FnMut(u64, std::result::Result<R, TaskError>),
     ) -> std::result::Result<(), TaskError> {
@@ -469,192 +463,5 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Feed<I> {
         }
         self.batch.clear();
         Ok(())
-    }
-}
-
-/// A feed that may not have started, or has ended.
-enum Source<I: Iterator> {
-    Feeding {
-        feed: Box<Feed<I>>,
-        /// Why there are no more items, told when those before have their outcomes.
-        failure: Option<TaskError>,
-    },
-    Failed(TaskError),
-    Over,
-}
-
-impl<I: Iterator<Item: Serialize + DeserializeOwned>> Source<I> {
-    fn start<F, R>(options: &Job<'_, F, I::Item, R>, items: I) -> Self
-    where
-        F: Fn(I::Item) -> R + Copy + Send + Sync + 'static,
-        R: Serialize + DeserializeOwned,
-    {
-        match Feed::start(options, items, 1) {
-            Ok(feed) => Self::Feeding {
-                feed: Box::new(Feed { lazy: true, ..feed }),
-                failure: None,
-            },
-            Err(error) => Self::Failed(into_task_error(error)),
-        }
-    }
-
-    /// Feeds and waits until something was taken or the items are over. `taken` items count as out of the window.
-    fn advance<R: DeserializeOwned>(
-        &mut self,
-        taken: u64,
-        mut take: impl FnMut(u64, std::result::Result<R, TaskError>),
-    ) -> Option<std::result::Result<(), TaskError>> {
-        self.keep_supplied(taken);
-        let failure = match self {
-            Self::Feeding { feed, failure } => {
-                if feed.take_early(&mut take) {
-                    return Some(Ok(()));
-                }
-                if feed.is_done() {
-                    failure.take()
-                } else {
-                    match feed.receive(&mut take) {
-                        Ok(()) => return Some(Ok(())),
-                        Err(error) => Some(error),
-                    }
-                }
-            }
-            Self::Failed(_) | Self::Over => None,
-        };
-        match std::mem::replace(self, Self::Over) {
-            Self::Failed(error) => Some(Err(error)),
-            Self::Feeding { .. } | Self::Over => failure.map(Err),
-        }
-    }
-
-    /// Keeps the workers supplied while there are results to yield. Errors show when they run out.
-    fn keep_supplied(&mut self, taken: u64) {
-        // The items' iterator may panic; then this stays `Over`.
-        *self = match std::mem::replace(self, Self::Over) {
-            Self::Feeding {
-                mut feed,
-                mut failure,
-            } => {
-                if let Err(error) = feed.top_up(taken) {
-                    feed.cut_off();
-                    failure = Some(into_task_error(error));
-                }
-                Self::Feeding { feed, failure }
-            }
-            other => other,
-        };
-    }
-}
-
-fn into_task_error(error: Error) -> TaskError {
-    if error.is_closed() {
-        return TaskError::PoolClosed;
-    }
-    error
-        .into_task()
-        .unwrap_or_else(|error| TaskError::unavailable(error.to_string()))
-}
-
-/// Results in the order of their items. From [`Pool::imap`].
-///
-/// Blocks while the next result is not there; woken by the worker that has it, or by its death. Dropping it takes
-/// back what no worker has begun.
-///
-/// If the pool takes no more items ([`Pool::close`]), it yields the outcomes of those that the pool has, then the error
-/// once, then nothing more. After an error that ends the pool it yields nothing more at once.
-pub struct Imap<'p, I: Iterator, R> {
-    feed: Source<I>,
-    /// Outcomes from item `next` on, where they have come.
-    ahead: VecDeque<Option<std::result::Result<R, TaskError>>>,
-    next: u64,
-    pool: PhantomData<&'p Pool>,
-}
-
-impl<I, R> Iterator for Imap<'_, I, R>
-where
-    I: Iterator<Item: Serialize + DeserializeOwned>,
-    R: DeserializeOwned,
-{
-    type Item = std::result::Result<R, TaskError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            if let Some(Some(_)) = self.ahead.front() {
-                // First: the items' iterator may panic, and the result is not lost by that.
-                self.feed.keep_supplied(self.next + 1);
-                self.next += 1;
-                return self.ahead.pop_front().flatten();
-            }
-            let (next, ahead) = (self.next, &mut self.ahead);
-            let advanced = self.feed.advance(next, |index, outcome| {
-                // Each index comes once, and none below `next` is open.
-                let at = usize::try_from(index.saturating_sub(next)).expect("the window fits into memory");
-                if ahead.len() <= at {
-                    ahead.resize_with(at + 1, || None);
-                }
-                ahead[at] = Some(outcome);
-            });
-            match advanced? {
-                Ok(()) => {}
-                Err(error) => return Some(Err(error)),
-            }
-        }
-    }
-}
-
-/// Results in the order in which they come. From [`Pool::imap_unordered`]; see [`Imap`].
-pub struct ImapUnordered<'p, I: Iterator, R> {
-    feed: Source<I>,
-    arrived: VecDeque<std::result::Result<R, TaskError>>,
-    pool: PhantomData<&'p Pool>,
-}
-
-impl<I, R> Iterator for ImapUnordered<'_, I, R>
-where
-    I: Iterator<Item: Serialize + DeserializeOwned>,
-    R: DeserializeOwned,
-{
-    type Item = std::result::Result<R, TaskError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            if let Some(outcome) = self.arrived.pop_front() {
-                return Some(outcome);
-            }
-            let (settled, arrived) = (self.feed.settled(), &mut self.arrived);
-            match self
-                .feed
-                .advance(settled, |_, outcome| arrived.push_back(outcome))?
-            {
-                Ok(()) => self.feed.keep_supplied(self.feed.settled()),
-                Err(error) => return Some(Err(error)),
-            }
-        }
-    }
-}
-
-impl<I: Iterator> Source<I> {
-    fn settled(&self) -> u64 {
-        match self {
-            Self::Feeding { feed, .. } => feed.settled,
-            Self::Failed(_) | Self::Over => 0,
-        }
-    }
-}
-
-impl<I: Iterator, R> fmt::Debug for Imap<'_, I, R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Imap")
-            .field("next", &self.next)
-            .field("ahead", &self.ahead.len())
-            .finish_non_exhaustive()
-    }
-}
-
-impl<I: Iterator, R> fmt::Debug for ImapUnordered<'_, I, R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ImapUnordered")
-            .field("arrived", &self.arrived.len())
-            .finish_non_exhaustive()
     }
 }
