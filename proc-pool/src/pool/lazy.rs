@@ -45,25 +45,22 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Source<I> {
         mut take: impl FnMut(u64, std::result::Result<R, TaskError>),
     ) -> Option<std::result::Result<(), TaskError>> {
         self.keep_supplied(taken);
-        let failure = match self {
-            Self::Feeding { feed, failure } => {
-                if feed.take_early(&mut take) {
-                    return Some(Ok(()));
-                }
-                if feed.is_done() {
-                    failure.take()
-                } else {
-                    match feed.receive(&mut take) {
-                        Ok(()) => return Some(Ok(())),
-                        Err(error) => Some(error),
+        // Decoding results runs user code, which may panic; then this stays `Over`.
+        match std::mem::replace(self, Self::Over) {
+            Self::Feeding { mut feed, failure } => {
+                if !feed.take_early(&mut take) {
+                    if feed.is_done() {
+                        return failure.map(Err);
+                    }
+                    if let Err(error) = feed.receive(&mut take) {
+                        return Some(Err(error));
                     }
                 }
+                *self = Self::Feeding { feed, failure };
+                Some(Ok(()))
             }
-            Self::Failed(_) | Self::Over => None,
-        };
-        match std::mem::replace(self, Self::Over) {
             Self::Failed(error) => Some(Err(error)),
-            Self::Feeding { .. } | Self::Over => failure.map(Err),
+            Self::Over => None,
         }
     }
 
