@@ -33,12 +33,17 @@ impl Random {
 
 /// Runs `work` while a random worker is killed every few milliseconds; returns the number of kills.
 fn under_fire(pool: &Pool, seed: u64, work: impl FnOnce()) -> u32 {
+    under_slower_fire(pool, seed, 8, work)
+}
+
+/// As [`under_fire`], up to so many milliseconds apart: large items must have a chance between two kills.
+fn under_slower_fire(pool: &Pool, seed: u64, apart: u64, work: impl FnOnce()) -> u32 {
     let (over, kills) = (AtomicBool::new(false), AtomicU32::new(0));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
             while !over.load(Ordering::Relaxed) {
-                std::thread::sleep(Duration::from_micros(500 + random.below(8000)));
+                std::thread::sleep(Duration::from_micros(500 + random.below(apart * 1000)));
                 let workers = pool.workers();
                 if workers.is_empty() {
                     continue;
@@ -138,13 +143,13 @@ fn an_ordered_map_comes_right_while_workers_are_killed() {
 #[test]
 fn values_of_every_size_come_right_while_workers_are_killed() {
     rounds(|pool, seed| {
-        under_fire(pool, seed, || {
+        under_slower_fire(pool, seed, 60, || {
             // In the cell, in the arena, and beyond it.
             let len = |item: usize| [100, 5000, 70_000, 1_500_000][item % 4];
             let items = (0..200).map(|item| Bytes::pattern(len(item), 7));
             let results = pool
                 .job(|bytes: Bytes| bytes)
-                .retries(50)
+                .retries(1000)
                 .chunk_size(3)
                 .imap(items);
             let mut count = 0;
