@@ -54,12 +54,7 @@ fn collect(mut pipe: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
 }
 
 fn hash_tree(dir: &Path, args: &[&str]) -> Output {
-    finished(
-        Command::new(env!("CARGO_BIN_EXE_hash_tree"))
-            .current_dir(dir)
-            .args(args),
-        Stdio::piped(),
-    )
+    finished(Command::new(env!("CARGO_BIN_EXE_hash_tree")).current_dir(dir).args(args), Stdio::piped())
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -81,15 +76,7 @@ fn tree() -> TempDir {
         let content = format!("{number}-").repeat(number * number % 20_000);
         fs::write(below.join(format!("f{number}")), content).expect("write");
     }
-    for name in [
-        &b"a b"[..],
-        b"-dash",
-        b"back\\slash",
-        b"new\nline",
-        b"\xff\xfe",
-        b"*",
-        b"'\"",
-    ] {
+    for name in [&b"a b"[..], b"-dash", b"back\\slash", b"new\nline", b"\xff\xfe", b"*", b"'\""] {
         fs::write(dir.path().join(OsStr::from_bytes(name)), name).expect("write");
     }
     symlink("d0", dir.path().join("link")).expect("symlink");
@@ -107,9 +94,7 @@ fn truth(dir: &Path) -> Option<Vec<u8>> {
     }
     let mut command = Command::new("find");
     let output = finished(
-        command
-            .current_dir(dir)
-            .args([".", "-type", "f", "-exec", "sha256sum", "{}", "+"]),
+        command.current_dir(dir).args([".", "-type", "f", "-exec", "sha256sum", "{}", "+"]),
         Stdio::piped(),
     );
     assert!(output.status.success(), "{}", text(&output.stderr));
@@ -122,10 +107,7 @@ fn prints_what_sha256sum_prints(args: &[&str]) {
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     assert_eq!(sorted_lines(&output.stdout).len(), 307);
     if let Some(truth) = truth(dir.path()) {
-        assert_eq!(
-            text(&sorted_lines(&output.stdout).concat()),
-            text(&sorted_lines(&truth).concat())
-        );
+        assert_eq!(text(&sorted_lines(&output.stdout).concat()), text(&sorted_lines(&truth).concat()));
         assert_eq!(sorted_lines(&output.stdout), sorted_lines(&truth));
     }
 }
@@ -169,16 +151,8 @@ fn an_unreadable_file_is_reported_and_the_others_are_hashed() {
     }
     let output = hash_tree(dir.path(), &[]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(
-        text(&output.stdout).ends_with("  ./good\n"),
-        "{}",
-        text(&output.stdout)
-    );
-    assert!(
-        text(&output.stderr).contains("\"./secret\": Permission denied"),
-        "{}",
-        text(&output.stderr)
-    );
+    assert!(text(&output.stdout).ends_with("  ./good\n"), "{}", text(&output.stdout));
+    assert!(text(&output.stderr).contains("\"./secret\": Permission denied"), "{}", text(&output.stderr));
 }
 
 #[test]
@@ -193,23 +167,12 @@ fn a_path_that_is_too_long_is_reported_and_the_others_are_hashed() {
                    cd -P d*;";
     }
     script += "echo deep >file";
-    let built = finished(
-        Command::new("sh").current_dir(dir.path()).args(["-c", &script]),
-        Stdio::piped(),
-    );
+    let built = finished(Command::new("sh").current_dir(dir.path()).args(["-c", &script]), Stdio::piped());
     assert!(built.status.success(), "{}", text(&built.stderr));
     let output = hash_tree(dir.path(), &[]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(
-        text(&output.stdout).ends_with("  ./good\n"),
-        "{}",
-        text(&output.stdout)
-    );
-    assert!(
-        text(&output.stderr).contains("File name too long"),
-        "{}",
-        text(&output.stderr)
-    );
+    assert!(text(&output.stdout).ends_with("  ./good\n"), "{}", text(&output.stdout));
+    assert!(text(&output.stderr).contains("File name too long"), "{}", text(&output.stderr));
 }
 
 #[test]
@@ -219,10 +182,7 @@ fn a_missing_directory_is_a_clear_error() {
     assert_eq!(output.status.code(), Some(2));
     assert_eq!(text(&output.stdout), "");
     let stderr = text(&output.stderr);
-    assert!(
-        stderr.contains("\"nowhere\": No such file or directory"),
-        "{stderr}"
-    );
+    assert!(stderr.contains("\"nowhere\": No such file or directory"), "{stderr}");
 }
 
 #[test]
@@ -231,11 +191,7 @@ fn bad_arguments_are_a_usage_error() {
     for args in [&["--workers", "0"][..], &["--workers"], &["--wat"], &["a", "b"]] {
         let output = hash_tree(dir.path(), args);
         assert_eq!(output.status.code(), Some(2), "{args:?}");
-        assert!(
-            text(&output.stderr).contains("--help"),
-            "{args:?}: {}",
-            text(&output.stderr)
-        );
+        assert!(text(&output.stderr).contains("--help"), "{args:?}: {}", text(&output.stderr));
     }
 }
 
@@ -269,16 +225,10 @@ fn a_closed_stdout_ends_the_run_quietly() {
 #[test]
 fn a_full_disk_is_a_clear_error() {
     let dir = tree();
-    let full = fs::File::options()
-        .write(true)
-        .open("/dev/full")
-        .expect("Linux has it");
+    let full = fs::File::options().write(true).open("/dev/full").expect("Linux has it");
     let mut command = Command::new(env!("CARGO_BIN_EXE_hash_tree"));
     let output = finished(command.current_dir(dir.path()), Stdio::from(full));
     assert_eq!(output.status.code(), Some(2));
     let stderr = text(&output.stderr);
-    assert!(
-        stderr.contains("writing the digests: No space left on device"),
-        "{stderr}"
-    );
+    assert!(stderr.contains("writing the digests: No space left on device"), "{stderr}");
 }

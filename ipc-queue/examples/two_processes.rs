@@ -21,10 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // The child's standard input is a socket.
     let (ours, theirs) = socket::pair()?;
-    let mut child = Command::new(std::env::current_exe()?)
-        .arg("child")
-        .stdin(Stdio::from(theirs))
-        .spawn()?;
+    let mut child = Command::new(std::env::current_exe()?).arg("child").stdin(Stdio::from(theirs)).spawn()?;
 
     // The bytes say which descriptors are whose; those travel beside the bytes.
     let session = SendSession::begin();

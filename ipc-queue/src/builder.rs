@@ -74,11 +74,7 @@ pub fn bounded_plain<T: Plain>(capacity: usize) -> Result<(PlainSender<T>, Plain
 /// # Ok(()) }
 /// ```
 pub fn builder<T: Serialize + DeserializeOwned>() -> Builder<T> {
-    Builder {
-        capacity: DEFAULT_CAPACITY,
-        slot_bytes: DEFAULT_SLOT_BYTES,
-        _messages: PhantomData,
-    }
+    Builder { capacity: DEFAULT_CAPACITY, slot_bytes: DEFAULT_SLOT_BYTES, _messages: PhantomData }
 }
 
 /// Describes a queue; made by [`builder`].

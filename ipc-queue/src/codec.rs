@@ -172,11 +172,7 @@ pub struct Packet {
 
 impl Packet {
     fn new(heap: Vec<u8>) -> Self {
-        Self {
-            len: 0,
-            inline: [MaybeUninit::uninit(); INLINE],
-            heap,
-        }
+        Self { len: 0, inline: [MaybeUninit::uninit(); INLINE], heap }
     }
 
     /// The message's bytes. The caller bounds `len`.
@@ -254,10 +250,7 @@ impl<T: Serialize + DeserializeOwned> Encoding<T> for Postcard {
     fn encode<'v>(value: &'v T, packet: &'v mut Packet, limit: usize) -> Result<&'v Packet, Refusal> {
         packet.len = 0;
         packet.heap.clear();
-        let filler = Filler {
-            packet: &mut *packet,
-            limit,
-        };
+        let filler = Filler { packet: &mut *packet, limit };
         if let Err(error) = postcard::serialize_with_flavor(value, filler) {
             return Err(Refusal::Encode(why_not(value, error)));
         }
@@ -310,11 +303,7 @@ impl<T: Serialize + DeserializeOwned> Encoding<T> for Postcard {
             let len = message.len.min(limit);
             let from = slot.add(PREFIX);
             if limit <= INLINE {
-                message
-                    .inline
-                    .as_mut_ptr()
-                    .cast::<u8>()
-                    .copy_from_nonoverlapping(from, len);
+                message.inline.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(from, len);
             } else {
                 message.heap.as_mut_ptr().copy_from_nonoverlapping(from, len);
                 message.heap.set_len(len);
@@ -325,11 +314,7 @@ impl<T: Serialize + DeserializeOwned> Encoding<T> for Postcard {
     #[inline]
     fn decode(message: &Packet, limit: usize) -> Result<T, DecodeError> {
         if message.len > limit {
-            return Err(DecodeError::length(
-                message.bytes(limit, limit),
-                message.len,
-                limit,
-            ));
+            return Err(DecodeError::length(message.bytes(limit, limit), message.len, limit));
         }
         let bytes = message.bytes(message.len, limit);
         match postcard::take_from_bytes(bytes) {
@@ -346,14 +331,7 @@ impl<T: Serialize + DeserializeOwned> Encoding<T> for Postcard {
 fn why_not<T: Serialize>(value: &T, error: postcard::Error) -> EncodeError {
     let session = SendSession::begin();
     let mut nowhere = Packet::new(Vec::new());
-    let filler = Filler {
-        packet: &mut nowhere,
-        limit: 0,
-    };
+    let filler = Filler { packet: &mut nowhere, limit: 0 };
     let _ = postcard::serialize_with_flavor(value, filler);
-    if session.finish().is_empty() {
-        EncodeError::codec(error)
-    } else {
-        EncodeError::handle()
-    }
+    if session.finish().is_empty() { EncodeError::codec(error) } else { EncodeError::handle() }
 }

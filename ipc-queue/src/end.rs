@@ -108,11 +108,7 @@ impl Body {
         // SAFETY: the ring fits into the body behind the control block, 64-aligned; every process that attaches
         // reads the same geometry, and one that changed it would break only messages.
         let ring = unsafe { Ring::attach(segment.body().add(RING_START), layout) };
-        Some(Self {
-            control,
-            ring,
-            layout,
-        })
+        Some(Self { control, ring, layout })
     }
 }
 
@@ -137,12 +133,7 @@ fn sweep(segment: &Segment, dead: u16) -> bool {
 }
 
 fn spec(layout_hash: u64, body_len: usize) -> Spec {
-    Spec {
-        kind: KIND,
-        layout_hash,
-        body_len,
-        sweep,
-    }
+    Spec { kind: KIND, layout_hash, body_len, sweep }
 }
 
 impl End {
@@ -265,9 +256,7 @@ impl End {
     pub(crate) fn push_batch<T, C: Codec<T>>(&self, messages: &[C::Staged<'_>]) -> Result<usize, Miss> {
         // SAFETY: as in `push`; the ring counts from 0 to below the length that it was given.
         let write = |i: usize, slot| unsafe { C::store(messages.get_unchecked(i), slot) };
-        let pushed = self
-            .ring
-            .try_push_batch(&self.cursor, self.me, messages.len(), write);
+        let pushed = self.ring.try_push_batch(&self.cursor, self.me, messages.len(), write);
         Ok(pushed?.1)
     }
 

@@ -44,10 +44,7 @@ impl Error {
 
     /// A slot cannot have so many bytes.
     pub fn is_slot_bytes(&self) -> bool {
-        matches!(
-            *self.0,
-            Kind::SlotBytes { .. } | Kind::Layout(LayoutError::Payload(_))
-        )
+        matches!(*self.0, Kind::SlotBytes { .. } | Kind::Layout(LayoutError::Payload(_)))
     }
 
     /// The machine, or the control group of this process, has too little memory left.
@@ -120,15 +117,11 @@ enum EncodeKind {
 
 impl EncodeError {
     pub(crate) fn codec(error: postcard::Error) -> Self {
-        Self {
-            kind: EncodeKind::Codec(error),
-        }
+        Self { kind: EncodeKind::Codec(error) }
     }
 
     pub(crate) fn handle() -> Self {
-        Self {
-            kind: EncodeKind::Handle,
-        }
+        Self { kind: EncodeKind::Handle }
     }
 
     /// The message contains a handle (a sender, shared memory): those travel in arguments of processes and
@@ -189,24 +182,15 @@ enum DecodeReason {
 
 impl DecodeError {
     pub(crate) fn codec(bytes: &[u8], error: postcard::Error) -> Self {
-        Self {
-            bytes: bytes.to_vec(),
-            reason: DecodeReason::Codec(error),
-        }
+        Self { bytes: bytes.to_vec(), reason: DecodeReason::Codec(error) }
     }
 
     pub(crate) fn trailing(bytes: &[u8], left: usize) -> Self {
-        Self {
-            bytes: bytes.to_vec(),
-            reason: DecodeReason::Trailing(left),
-        }
+        Self { bytes: bytes.to_vec(), reason: DecodeReason::Trailing(left) }
     }
 
     pub(crate) fn length(bytes: &[u8], len: usize, limit: usize) -> Self {
-        Self {
-            bytes: bytes.to_vec(),
-            reason: DecodeReason::Length { len, limit },
-        }
+        Self { bytes: bytes.to_vec(), reason: DecodeReason::Length { len, limit } }
     }
 
     /// The bytes of the message.

@@ -109,17 +109,13 @@ impl Control {
     pub(crate) fn set_geometry(&self, layout: &Layout) {
         // Relaxed: the segment's publication orders it.
         self.capacity.store(layout.capacity() as u64, Ordering::Relaxed);
-        self.payload_len
-            .store(layout.payload_len() as u64, Ordering::Relaxed);
+        self.payload_len.store(layout.payload_len() as u64, Ordering::Relaxed);
     }
 
     /// Capacity and payload length as shared memory has them: unchecked, to be read once.
     pub(crate) fn geometry(&self) -> (u64, u64) {
         // Relaxed: written before the segment was published.
-        (
-            self.capacity.load(Ordering::Relaxed),
-            self.payload_len.load(Ordering::Relaxed),
-        )
+        (self.capacity.load(Ordering::Relaxed), self.payload_len.load(Ordering::Relaxed))
     }
 
     /// Whether nobody holds this side any more, as far as anybody has found out.

@@ -68,10 +68,7 @@ fn nothing(stop: Stop) -> Nothing {
 
 impl<T, C: Codec<T>> Receiver<T, C> {
     pub(crate) fn new(end: End) -> Self {
-        Self {
-            end,
-            _messages: PhantomData,
-        }
+        Self { end, _messages: PhantomData }
     }
 
     /// Receives a message. Blocks while the queue is empty; woken when one is sent, or when the last sender is gone
@@ -304,11 +301,7 @@ impl<T, C: Codec<T>> Receiver<T, C> {
                 break;
             }
         }
-        if failed.is_empty() {
-            Ok(Some(received))
-        } else {
-            Err(RecvBatchError::Decode { received, failed })
-        }
+        if failed.is_empty() { Ok(Some(received)) } else { Err(RecvBatchError::Decode { received, failed }) }
     }
 
     /// The messages to come, until every sender is gone and nothing is left. Blocks for each as
@@ -325,10 +318,7 @@ impl<T, C: Codec<T>> Receiver<T, C> {
     /// # Ok(()) }
     /// ```
     pub fn iter(&self) -> Iter<'_, T, C> {
-        Iter {
-            receiver: self,
-            ended: false,
-        }
+        Iter { receiver: self, ended: false }
     }
 
     /// The messages that are there now. Never blocks; ends when the queue is empty. A message that does not decode
@@ -377,10 +367,7 @@ impl<T, C> Receiver<T, C> {
 
 impl<T, C> Clone for Receiver<T, C> {
     fn clone(&self) -> Self {
-        Self {
-            end: self.end.clone(),
-            _messages: PhantomData,
-        }
+        Self { end: self.end.clone(), _messages: PhantomData }
     }
 }
 
@@ -480,9 +467,6 @@ impl<T, C: Codec<T>> IntoIterator for Receiver<T, C> {
     type IntoIter = IntoIter<T, C>;
 
     fn into_iter(self) -> IntoIter<T, C> {
-        IntoIter {
-            receiver: self,
-            ended: false,
-        }
+        IntoIter { receiver: self, ended: false }
     }
 }

@@ -180,10 +180,7 @@ struct Held {
 
 impl Held {
     fn claim(&self) -> Claim {
-        Claim {
-            ticket: self.ticket,
-            word: self.word,
-        }
+        Claim { ticket: self.ticket, word: self.word }
     }
 }
 
@@ -212,10 +209,7 @@ impl<'m> Ring<'m> {
     }
 
     fn with_slots(slots: Slots<'m>, layout: Layout) -> Ring<'m> {
-        Ring {
-            slots,
-            tickets: Tickets::new(layout.capacity()),
-        }
+        Ring { slots, tickets: Tickets::new(layout.capacity()) }
     }
 
     /// Slots of the ring.
@@ -356,12 +350,7 @@ impl<'m> Ring<'m> {
                 let word = Word::writing(lap, span, me);
                 if self.swap(index, seen, word, Relaxed) {
                     cursor.set(ticket + span);
-                    return Ok(Held {
-                        ticket,
-                        lap,
-                        index,
-                        word,
-                    });
+                    return Ok(Held { ticket, lap, index, word });
                 }
             } else if seen.lap() >= lap {
                 ticket = self.tickets.after_taken(ticket, lap, seen);
@@ -403,12 +392,7 @@ impl<'m> Ring<'m> {
                 let word = Word::reading(lap, span, me);
                 if self.swap(index, seen, word, Relaxed) {
                     cursor.set(ticket + span);
-                    return Ok(Held {
-                        ticket,
-                        lap,
-                        index,
-                        word,
-                    });
+                    return Ok(Held { ticket, lap, index, word });
                 }
             } else if seen.lap() > lap || (seen.lap() == lap && seen.state() == State::READING) {
                 ticket = self.tickets.after_consumed(ticket, lap, seen);
@@ -466,9 +450,7 @@ impl<'m> Ring<'m> {
     fn publish_header(&self, held: &Held) {
         // WRITING => FULL
         // SYNC slot-ready: pairs with the look in `claim_full` (and in `claim_free`, which may skip the batch).
-        self.slots
-            .word(held.index)
-            .store(Word::full(held.lap).0, ordering("ring.push.publish", Release));
+        self.slots.word(held.index).store(Word::full(held.lap).0, ordering("ring.push.publish", Release));
         crash_point!("ring.push.published");
     }
 
@@ -496,9 +478,7 @@ impl<'m> Ring<'m> {
     fn release_header(&self, held: &Held) {
         // READING => FREE of the next lap
         // SYNC slot-free: pairs with the look in `claim_free` (and in `claim_full`, which may skip the batch).
-        self.slots
-            .word(held.index)
-            .store(Word::free(held.lap + 1).0, ordering("ring.pop.release", Release));
+        self.slots.word(held.index).store(Word::free(held.lap + 1).0, ordering("ring.pop.release", Release));
         crash_point!("ring.pop.released");
     }
 
@@ -529,9 +509,6 @@ impl<'m> Ring<'m> {
     /// Replaces the word of a slot if it is still `seen`; `Relaxed` if not, because the caller looks again.
     #[inline(always)]
     fn swap(&self, index: usize, seen: Word, next: Word, order: shm_core::sync::Ordering) -> bool {
-        self.slots
-            .word(index)
-            .compare_exchange(seen.0, next.0, order, Relaxed)
-            .is_ok()
+        self.slots.word(index).compare_exchange(seen.0, next.0, order, Relaxed).is_ok()
     }
 }

@@ -68,10 +68,7 @@ impl From<Stop> for Unsent {
 
 impl<T, C: Codec<T>> Sender<T, C> {
     pub(crate) fn new(end: End) -> Self {
-        Self {
-            end,
-            _messages: PhantomData,
-        }
+        Self { end, _messages: PhantomData }
     }
 
     /// Sends a message. Blocks while the queue is full; woken when a receiver takes one, or when the last receiver
@@ -331,10 +328,7 @@ impl<T, C: Codec<T>> Sender<T, C> {
     #[cold]
     fn refused(&self, refusal: Refusal) -> Failure {
         match refusal {
-            Refusal::TooLarge(len) => Failure::TooLarge {
-                len,
-                limit: self.end.limit(),
-            },
+            Refusal::TooLarge(len) => Failure::TooLarge { len, limit: self.end.limit() },
             Refusal::Encode(reason) => Failure::Encode(reason),
         }
     }
@@ -379,10 +373,7 @@ impl<T, C> Sender<T, C> {
 
 impl<T, C> Clone for Sender<T, C> {
     fn clone(&self) -> Self {
-        Self {
-            end: self.end.clone(),
-            _messages: PhantomData,
-        }
+        Self { end: self.end.clone(), _messages: PhantomData }
     }
 }
 

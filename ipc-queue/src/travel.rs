@@ -56,17 +56,10 @@ impl fmt::Display for Refused {
 
 impl End {
     fn leave<T, C: Codec<T>>(&self) -> Result<Ticket, Refused> {
-        let token = self
-            .segment()
-            .token(self.side().lane())
-            .map_err(Refused::Segment)?;
+        let token = self.segment().token(self.side().lane()).map_err(Refused::Segment)?;
         let descriptor = send_descriptor(token).map_err(Refused::NoSession)?;
         self.control().advance_epoch();
-        Ok(Ticket {
-            side: self.side().lane(),
-            layout: C::LAYOUT,
-            descriptor,
-        })
+        Ok(Ticket { side: self.side().lane(), layout: C::LAYOUT, descriptor })
     }
 
     fn arrive<T, C: Codec<T>>(ticket: &Ticket, side: Side) -> Result<Self, Refused> {

@@ -103,11 +103,7 @@ impl End {
                 Err(_) => break,
             }
         }
-        if self.is_alone() {
-            self.last_look(attempt)
-        } else {
-            None
-        }
+        if self.is_alone() { self.last_look(attempt) } else { None }
     }
 
     /// The other side is gone: what it sent before it went is still there. Nothing if it cannot be told yet: a dead

@@ -33,11 +33,7 @@ static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn polling_an_empty_queue_of_large_messages_allocates_no_room() {
-    let (tx, rx) = builder::<u8>()
-        .capacity(2)
-        .slot_bytes(LIMIT)
-        .build()
-        .expect("a queue");
+    let (tx, rx) = builder::<u8>().capacity(2).slot_bytes(LIMIT).build().expect("a queue");
     let before = LARGE.load(Ordering::Relaxed);
     for _ in 0..10 {
         assert!(rx.try_recv().expect_err("empty").is_empty());

@@ -124,10 +124,7 @@ fn try_send_hands_the_value_back_when_full() {
     let _dog = watchdog();
     let (tx, _rx) = bounded::<String>(1).expect("a queue");
     tx.try_send("first".into()).expect("sent");
-    assert_eq!(
-        tx.try_send("second".into()).expect_err("full").into_inner(),
-        "second"
-    );
+    assert_eq!(tx.try_send("second".into()).expect_err("full").into_inner(), "second");
 }
 
 #[test]
@@ -194,11 +191,8 @@ fn a_sleeping_sender_is_woken_by_room() {
 fn a_message_up_to_the_limit_fits() {
     let _dog = watchdog();
     for slot_bytes in [1, 100, 240, 256, 257, 5000] {
-        let (tx, rx) = builder::<serde_bytes::Bytes>()
-            .capacity(2)
-            .slot_bytes(slot_bytes)
-            .build()
-            .expect("a queue");
+        let (tx, rx) =
+            builder::<serde_bytes::Bytes>().capacity(2).slot_bytes(slot_bytes).build().expect("a queue");
         assert_eq!(tx.max_message_len(), slot_bytes);
         tx.send(serde_bytes::Bytes(slot_bytes)).expect("fits");
         assert_eq!(rx.recv().expect("received").0, slot_bytes);
@@ -258,10 +252,7 @@ fn a_message_that_is_too_large_comes_back_and_uses_no_slot() {
     let _dog = watchdog();
     let (tx, rx) = bounded::<Vec<u8>>(1).expect("a queue");
     let error = tx.send(vec![7; 1000]).expect_err("too long");
-    assert_eq!(
-        error.to_string(),
-        "a message of 1002 bytes is longer than the queue's limit of 240"
-    );
+    assert_eq!(error.to_string(), "a message of 1002 bytes is longer than the queue's limit of 240");
     assert_eq!(error.into_inner(), vec![7; 1000]);
     assert!(rx.is_empty());
     tx.try_send(vec![1]).expect("the slot is free");
@@ -274,10 +265,7 @@ fn a_dropped_receiver_is_noticed_at_the_next_send() {
     drop(rx);
     assert!(matches!(tx.send(1), Err(SendError::Disconnected(1))));
     assert!(matches!(tx.try_send(1), Err(TrySendError::Disconnected(1))));
-    assert!(matches!(
-        tx.send_timeout(1, SHORT),
-        Err(SendTimeoutError::Disconnected(1))
-    ));
+    assert!(matches!(tx.send_timeout(1, SHORT), Err(SendTimeoutError::Disconnected(1))));
 }
 
 #[test]
@@ -288,10 +276,7 @@ fn a_dropped_sender_is_noticed_when_nothing_is_left() {
     assert_eq!((rx.recv().expect("left"), rx.try_recv().expect("left")), (0, 1));
     assert!(matches!(rx.recv(), Err(RecvError::Disconnected)));
     assert!(matches!(rx.try_recv(), Err(TryRecvError::Disconnected)));
-    assert!(matches!(
-        rx.recv_timeout(SHORT),
-        Err(RecvTimeoutError::Disconnected)
-    ));
+    assert!(matches!(rx.recv_timeout(SHORT), Err(RecvTimeoutError::Disconnected)));
     assert!(matches!(rx.recv_batch(4), Err(RecvBatchError::Disconnected)));
     assert!(matches!(rx.try_recv_batch(4), Err(RecvBatchError::Disconnected)));
 }
@@ -314,13 +299,7 @@ fn a_sleeping_receiver_is_woken_by_the_last_drop() {
     let receiver = std::thread::spawn(move || rx.recv());
     std::thread::sleep(Duration::from_millis(20));
     drop(tx);
-    assert!(
-        receiver
-            .join()
-            .expect("no panic")
-            .expect_err("gone")
-            .is_disconnected()
-    );
+    assert!(receiver.join().expect("no panic").expect_err("gone").is_disconnected());
 }
 
 #[test]
@@ -330,13 +309,7 @@ fn a_sleeping_sender_is_woken_by_the_last_drop() {
     let sender = std::thread::spawn(move || tx.send(1));
     std::thread::sleep(Duration::from_millis(20));
     drop(rx);
-    assert!(
-        sender
-            .join()
-            .expect("no panic")
-            .expect_err("gone")
-            .is_disconnected()
-    );
+    assert!(sender.join().expect("no panic").expect_err("gone").is_disconnected());
 }
 
 #[test]
@@ -345,10 +318,7 @@ fn iterating_ends_with_the_senders() {
     let (tx, rx) = filled(3);
     drop(tx);
     let mut iter = rx.iter();
-    assert_eq!(
-        iter.by_ref().map(|n| n.expect("received")).collect::<Vec<_>>(),
-        [0, 1, 2]
-    );
+    assert_eq!(iter.by_ref().map(|n| n.expect("received")).collect::<Vec<_>>(), [0, 1, 2]);
     assert!(iter.next().is_none());
     assert!(rx.into_iter().next().is_none());
 }
@@ -357,10 +327,7 @@ fn iterating_ends_with_the_senders() {
 fn try_iter_takes_what_is_there() {
     let _dog = watchdog();
     let (tx, rx) = filled(3);
-    assert_eq!(
-        rx.try_iter().map(|n| n.expect("received")).collect::<Vec<_>>(),
-        [0, 1, 2]
-    );
+    assert_eq!(rx.try_iter().map(|n| n.expect("received")).collect::<Vec<_>>(), [0, 1, 2]);
     assert_eq!(rx.try_iter().count(), 0);
     drop(tx);
 }
@@ -378,11 +345,7 @@ impl Serialize for Even {
 impl<'de> Deserialize<'de> for Even {
     fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         let n = u32::deserialize(d)?;
-        if n % 2 == 0 {
-            Ok(Self(n))
-        } else {
-            Err(serde::de::Error::custom("odd"))
-        }
+        if n % 2 == 0 { Ok(Self(n)) } else { Err(serde::de::Error::custom("odd")) }
     }
 }
 
@@ -392,9 +355,7 @@ fn a_message_that_does_not_decode_is_one_error_and_the_queue_goes_on() {
     let (tx, rx) = bounded::<Even>(8).expect("a queue");
     tx.send_batch([Even(0), Even(1), Even(2)]).expect("sent");
     assert_eq!(rx.recv().expect("even"), Even(0));
-    let Err(RecvError::Decode(error)) = rx.recv() else {
-        panic!("odd")
-    };
+    let Err(RecvError::Decode(error)) = rx.recv() else { panic!("odd") };
     assert_eq!(error.bytes(), [1]);
     assert_eq!(error.into_bytes(), vec![1]);
     assert_eq!(rx.recv().expect("even"), Even(2));
@@ -417,9 +378,7 @@ fn a_batch_with_bad_messages_holds_the_good_ones() {
     tx.send_batch([Even(0), Even(1), Even(2), Even(3)]).expect("sent");
     let error = rx.recv_batch(8).expect_err("two are odd");
     assert_eq!(error.to_string(), "2 of 4 received messages do not decode");
-    let RecvBatchError::Decode { received, failed } = error else {
-        panic!("another error")
-    };
+    let RecvBatchError::Decode { received, failed } = error else { panic!("another error") };
     assert_eq!(received, [Even(0), Even(2)]);
     let bytes: Vec<_> = failed.into_iter().map(DecodeError::into_bytes).collect();
     assert_eq!(bytes, [[1], [3]]);
@@ -431,11 +390,7 @@ struct Stubborn(bool);
 
 impl Serialize for Stubborn {
     fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        if self.0 {
-            Err(serde::ser::Error::custom("no"))
-        } else {
-            false.serialize(s)
-        }
+        if self.0 { Err(serde::ser::Error::custom("no")) } else { false.serialize(s) }
     }
 }
 
@@ -513,22 +468,13 @@ fn a_message_that_is_encoded_by_sending_another_is_no_trouble() {
 fn bad_numbers_are_errors_that_name_value_and_limit() {
     let error = bounded::<u8>(0).expect_err("zero");
     assert!(error.is_capacity());
-    assert_eq!(
-        error.to_string(),
-        "capacity of 0 messages is not between 1 and 1048576"
-    );
+    assert_eq!(error.to_string(), "capacity of 0 messages is not between 1 and 1048576");
     let error = bounded_plain::<u8>(usize::MAX).expect_err("huge");
     assert!(error.is_capacity() && error.to_string().contains("18446744073709551615"));
     for slot_bytes in [0, 1 << 20, usize::MAX] {
-        let error = builder::<u8>()
-            .slot_bytes(slot_bytes)
-            .build()
-            .expect_err("out of range");
+        let error = builder::<u8>().slot_bytes(slot_bytes).build().expect_err("out of range");
         assert!(error.is_slot_bytes());
-        assert_eq!(
-            error.to_string(),
-            format!("slots of {slot_bytes} bytes are not between 1 and 1048572")
-        );
+        assert_eq!(error.to_string(), format!("slots of {slot_bytes} bytes are not between 1 and 1048572"));
     }
     let error = bounded_plain::<[[u64; 1024]; 1024]>(1).expect_err("8 MiB");
     assert!(error.is_slot_bytes() && error.to_string().contains("8388608"));
@@ -536,11 +482,7 @@ fn bad_numbers_are_errors_that_name_value_and_limit() {
 
 #[test]
 fn a_queue_beyond_the_memory_of_the_machine_is_refused() {
-    let error = builder::<u8>()
-        .capacity(1 << 20)
-        .slot_bytes(1 << 19)
-        .build()
-        .expect_err("512 GiB");
+    let error = builder::<u8>().capacity(1 << 20).slot_bytes(1 << 19).build().expect_err("512 GiB");
     assert!(error.is_out_of_memory(), "{error:?}");
     assert!(
         error.to_string().contains("not enough memory: 549"),
@@ -568,10 +510,7 @@ fn conformance_queue_put() {
     assert!(tx.send_timeout(7, 10 * SHORT).expect_err("full").is_timeout());
     assert!(start.elapsed() >= 10 * SHORT);
     let child = std::thread::spawn(move || (0..6).map(|_| rx.recv()).collect::<Result<Vec<_>, _>>());
-    assert_eq!(
-        child.join().expect("no panic").expect("received"),
-        [1, 2, 3, 4, 5, 6]
-    );
+    assert_eq!(child.join().expect("no panic").expect("received"), [1, 2, 3, 4, 5, 6]);
     assert!(tx.is_empty() && !tx.is_full());
 }
 
@@ -617,11 +556,7 @@ fn conformance_queue_timeout() {
     let _dog = watchdog();
     let (_tx, rx) = bounded::<i32>(10).expect("a queue");
     let start = Instant::now();
-    assert!(
-        rx.recv_timeout(Duration::from_millis(200))
-            .expect_err("empty")
-            .is_timeout()
-    );
+    assert!(rx.recv_timeout(Duration::from_millis(200)).expect_err("empty").is_timeout());
     assert!(start.elapsed() >= Duration::from_millis(200));
 }
 
@@ -632,8 +567,7 @@ fn conformance_queue_feeder_donot_stop_onexc() {
     let (tx, rx) = bounded::<Stubborn>(1).expect("a queue");
     tx.send(Stubborn(true)).expect_err("not serialisable");
     assert_eq!(rx.len(), 0);
-    tx.try_send(Stubborn(false))
-        .expect("the slot of the failed object was given back");
+    tx.try_send(Stubborn(false)).expect("the slot of the failed object was given back");
     assert_eq!(rx.len(), 1);
     assert!(!rx.recv_timeout(Duration::from_secs(30)).expect("received").0);
     assert!(rx.is_empty());

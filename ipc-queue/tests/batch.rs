@@ -70,10 +70,7 @@ fn a_failed_batch_says_what_was_sent() {
         "2 of 4 messages were sent: a message of 502 bytes is longer than the queue's limit of 240"
     );
     let unsent = error.into_unsent();
-    assert_eq!(
-        (unsent.len(), unsent[0].len(), unsent[1].as_str()),
-        (2, 500, "four")
-    );
+    assert_eq!((unsent.len(), unsent[0].len(), unsent[1].as_str()), (2, 500, "four"));
     assert_eq!(rx.recv_batch(8).expect("received"), ["one", "two"]);
 }
 
@@ -94,10 +91,7 @@ fn a_batch_that_does_not_wait_sends_what_there_is_room_for() {
     let error = tx.try_send_batch((0..130).collect::<Vec<_>>()).expect_err("full");
     assert!(error.is_full() && !error.is_timeout());
     assert_eq!(error.sent(), 100);
-    assert_eq!(
-        error.to_string(),
-        "100 of 130 messages were sent: the queue is full"
-    );
+    assert_eq!(error.to_string(), "100 of 130 messages were sent: the queue is full");
     assert!(error.into_unsent().into_iter().eq(100..130));
     assert!(rx.try_recv_batch(1000).expect("received").into_iter().eq(0..100));
     tx.try_send_batch([1, 2]).expect("there is room");
@@ -120,8 +114,7 @@ fn a_batch_with_a_deadline_waits_for_room() {
     let _dog = watchdog();
     let (tx, rx) = bounded::<u32>(2).expect("a queue");
     let receiver = std::thread::spawn(move || rx.iter().map(|n| n.expect("received")).collect::<Vec<_>>());
-    tx.send_batch_timeout((0..1000).collect::<Vec<_>>(), Duration::MAX)
-        .expect("sent");
+    tx.send_batch_timeout((0..1000).collect::<Vec<_>>(), Duration::MAX).expect("sent");
     drop(tx);
     assert!(receiver.join().expect("no panic").into_iter().eq(0..1000));
 }
@@ -134,21 +127,13 @@ fn a_batch_received_with_a_deadline_is_what_came_in_time() {
     let sender = std::thread::spawn(move || tx.send(1));
     assert_eq!(rx.recv_batch_timeout(8, Duration::MAX).expect("received"), [1]);
     sender.join().expect("no panic").expect("sent");
-    assert!(
-        rx.recv_batch_timeout(8, SHORT)
-            .expect_err("gone")
-            .is_disconnected()
-    );
+    assert!(rx.recv_batch_timeout(8, SHORT).expect_err("gone").is_disconnected());
 }
 
 #[test]
 fn large_messages_come_in_batches_too() {
     let _dog = watchdog();
-    let (tx, rx) = builder::<Vec<u8>>()
-        .capacity(100)
-        .slot_bytes(1000)
-        .build()
-        .expect("a queue");
+    let (tx, rx) = builder::<Vec<u8>>().capacity(100).slot_bytes(1000).build().expect("a queue");
     assert_eq!(rx.max_message_len(), 1000);
     assert!(rx.try_recv_batch(100).expect("nothing yet").is_empty());
     let messages: Vec<_> = (0..100_u8).map(|i| vec![i; 900]).collect();

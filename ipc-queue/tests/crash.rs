@@ -38,21 +38,13 @@ const SURVIVOR: u8 = 3;
 
 impl Message {
     fn new(from: u8, number: u32) -> Self {
-        Self {
-            from,
-            number,
-            copies: [number; 8],
-        }
+        Self { from, number, copies: [number; 8] }
     }
 
     /// Who sent it, and which one it is; after checking that it is whole.
     #[track_caller]
     fn checked(self) -> (u8, u32) {
-        assert_eq!(
-            self.copies, [self.number; 8],
-            "a torn message of sender {}",
-            self.from
-        );
+        assert_eq!(self.copies, [self.number; 8], "a torn message of sender {}", self.from);
         (self.from, self.number)
     }
 }
@@ -60,33 +52,15 @@ impl Message {
 /// What a child does. It reports the number of each send that returned, and each message that it received.
 #[derive(Serialize, Deserialize)]
 enum Orders {
-    Send {
-        from: u8,
-        count: u32,
-        batch: u32,
-        sender: Sender<Message>,
-    },
-    Receive {
-        count: usize,
-        batch: usize,
-        receiver: Receiver<Message>,
-    },
+    Send { from: u8, count: u32, batch: u32, sender: Sender<Message> },
+    Receive { count: usize, batch: usize, receiver: Receiver<Message> },
 }
 
 #[test]
 fn child() {
     child_of_test(|orders, reporter| match orders {
-        Orders::Send {
-            from,
-            count,
-            batch,
-            sender,
-        } => send_all(&sender, from, count, batch, reporter),
-        Orders::Receive {
-            count,
-            batch,
-            receiver,
-        } => receive_all(&receiver, count, batch, reporter),
+        Orders::Send { from, count, batch, sender } => send_all(&sender, from, count, batch, reporter),
+        Orders::Receive { count, batch, receiver } => receive_all(&receiver, count, batch, reporter),
     });
 }
 
@@ -111,9 +85,7 @@ fn receive_all(receiver: &Receiver<Message>, count: usize, batch: usize, reporte
     while received < count {
         let messages = match batch {
             1 => vec![receiver.recv().expect("a message")],
-            _ => receiver
-                .recv_batch(batch.min(count - received))
-                .expect("messages"),
+            _ => receiver.recv_batch(batch.min(count - received)).expect("messages"),
         };
         received += messages.len();
         messages.iter().for_each(|message| reporter.report(message));
@@ -154,11 +126,7 @@ const TAKES_ONE_BY_ONE: Part = Part::Receives { count: 6, batch: 1 };
 const TAKES_BATCHES: Part = Part::Receives { count: 6, batch: 3 };
 
 fn at(part: Part, crash_point: &str, passage: u32) -> Death<'_> {
-    Death {
-        part,
-        crash_point,
-        passage,
-    }
+    Death { part, crash_point, passage }
 }
 
 /// The ways in which a victim gets to a crash point; none for a point that nobody thought of.
@@ -178,18 +146,10 @@ fn scenarios(point: &str) -> Vec<Scenario<'_>> {
     };
     // A dead producer's unfinished batch in front of a consumer, or around the whole ring in front of a producer.
     let unfinished = at(IN_BATCHES, "ring.push.written", 1);
-    let consumer_after_death = |part| Scenario {
-        capacity: 8,
-        queued: 0,
-        forerunner: Some(unfinished),
-        victim: at(part, point, 1),
-    };
-    let producer_after_death = |part| Scenario {
-        capacity: 4,
-        queued: 0,
-        forerunner: Some(unfinished),
-        victim: at(part, point, 1),
-    };
+    let consumer_after_death =
+        |part| Scenario { capacity: 8, queued: 0, forerunner: Some(unfinished), victim: at(part, point, 1) };
+    let producer_after_death =
+        |part| Scenario { capacity: 4, queued: 0, forerunner: Some(unfinished), victim: at(part, point, 1) };
     // A dead consumer's batch in front of a producer.
     let producer_after_dead_consumer = |part| Scenario {
         capacity: 3,
@@ -199,31 +159,20 @@ fn scenarios(point: &str) -> Vec<Scenario<'_>> {
     };
     match point {
         "ring.push.before_claim" | "ring.push.claimed" | "ring.push.written" | "ring.push.published" => {
-            vec![
-                producer(ONE_BY_ONE, 1),
-                producer(ONE_BY_ONE, 4),
-                producer(IN_BATCHES, 2),
-            ]
+            vec![producer(ONE_BY_ONE, 1), producer(ONE_BY_ONE, 4), producer(IN_BATCHES, 2)]
         }
-        "ring.push.published_interior" => vec![
-            producer(IN_BATCHES, 1),
-            producer(IN_BATCHES, 3),
-            producer(IN_BATCHES, 5),
-        ],
-        "ring.pop.before_claim" | "ring.pop.claimed" | "ring.pop.read" | "ring.pop.released" => vec![
-            consumer(TAKES_ONE_BY_ONE, 1),
-            consumer(TAKES_ONE_BY_ONE, 4),
-            consumer(TAKES_BATCHES, 2),
-        ],
-        "ring.pop.freed_interior" => vec![
-            consumer(TAKES_BATCHES, 1),
-            consumer(TAKES_BATCHES, 2),
-            consumer(TAKES_BATCHES, 3),
-        ],
-        "ring.pop.freed_tomb" => vec![
-            consumer_after_death(TAKES_ONE_BY_ONE),
-            consumer_after_death(TAKES_BATCHES),
-        ],
+        "ring.push.published_interior" => {
+            vec![producer(IN_BATCHES, 1), producer(IN_BATCHES, 3), producer(IN_BATCHES, 5)]
+        }
+        "ring.pop.before_claim" | "ring.pop.claimed" | "ring.pop.read" | "ring.pop.released" => {
+            vec![consumer(TAKES_ONE_BY_ONE, 1), consumer(TAKES_ONE_BY_ONE, 4), consumer(TAKES_BATCHES, 2)]
+        }
+        "ring.pop.freed_interior" => {
+            vec![consumer(TAKES_BATCHES, 1), consumer(TAKES_BATCHES, 2), consumer(TAKES_BATCHES, 3)]
+        }
+        "ring.pop.freed_tomb" => {
+            vec![consumer_after_death(TAKES_ONE_BY_ONE), consumer_after_death(TAKES_BATCHES)]
+        }
         "ring.push.freed_tomb" => vec![producer_after_death(ONE_BY_ONE), producer_after_death(IN_BATCHES)],
         "ring.recover.started"
         | "ring.recover.interior"
@@ -281,22 +230,14 @@ impl Books {
                 self.may_be_lost += batch;
             }
         }
-        assert!(
-            was_killed(peer.wait()),
-            "the child does not die at {}",
-            death.crash_point
-        );
+        assert!(was_killed(peer.wait()), "the child does not die at {}", death.crash_point);
     }
 
     /// All that was sent has arrived, except what dead consumers took with them; an unfinished send of `from` has
     /// arrived whole or not at all.
     #[track_caller]
     fn balance(&self, from: u8, death: Option<Death<'_>>) {
-        let Some(Death {
-            part: Part::Sends { batch, count },
-            ..
-        }) = death
-        else {
+        let Some(Death { part: Part::Sends { batch, count }, .. }) = death else {
             return;
         };
         let of = |set: &BTreeSet<(u8, u32)>| set.iter().filter(|(sender, _)| *sender == from).count();
@@ -310,12 +251,8 @@ impl Books {
             "part of an unfinished batch arrives: {:?}",
             self.received
         );
-        let known = of(&self.received)
-            - self
-                .received
-                .intersection(&self.sent)
-                .filter(|m| m.0 == from)
-                .count();
+        let known =
+            of(&self.received) - self.received.intersection(&self.sent).filter(|m| m.0 == from).count();
         assert_eq!(known, arrived, "a message arrives that nobody sent");
     }
 }
@@ -345,10 +282,7 @@ impl Scenario<'_> {
             }
         }
 
-        let survivor = Part::Sends {
-            count: SURVIVORS_MESSAGES,
-            batch: 3,
-        };
+        let survivor = Part::Sends { count: SURVIVORS_MESSAGES, batch: 3 };
         let peer = Peer::start(&survivor.orders(SURVIVOR, &sender, &receiver), None);
         let last = (SURVIVOR, SURVIVORS_MESSAGES - 1);
         let mut messages = Vec::new();
@@ -356,25 +290,17 @@ impl Scenario<'_> {
             messages.push(receiver.recv().expect("a message"));
         }
         books.enter(&messages);
-        books
-            .sent
-            .extend((0..SURVIVORS_MESSAGES).map(|number| (SURVIVOR, number)));
+        books.sent.extend((0..SURVIVORS_MESSAGES).map(|number| (SURVIVOR, number)));
         assert_eq!(peer.reports::<u32>().len(), SURVIVORS_MESSAGES as usize);
         assert!(peer.wait().success());
 
         let missing = books.sent.difference(&books.received).count();
-        assert!(
-            missing <= books.may_be_lost,
-            "{missing} messages are missing: {books:?}"
-        );
+        assert!(missing <= books.may_be_lost, "{missing} messages are missing: {books:?}");
         books.balance(FORERUNNER, self.forerunner);
         books.balance(VICTIM, Some(self.victim));
         self.assert_all_slots_are_usable(&sender, &receiver);
         drop(sender);
-        assert!(
-            matches!(receiver.recv(), Err(RecvError::Disconnected)),
-            "the dead hold no end open"
-        );
+        assert!(matches!(receiver.recv(), Err(RecvError::Disconnected)), "the dead hold no end open");
     }
 
     fn assert_all_slots_are_usable(&self, sender: &Sender<Message>, receiver: &Receiver<Message>) {
@@ -394,17 +320,8 @@ impl Scenario<'_> {
 impl Part {
     fn orders(self, from: u8, sender: &Sender<Message>, receiver: &Receiver<Message>) -> Orders {
         match self {
-            Self::Sends { count, batch } => Orders::Send {
-                from,
-                count,
-                batch,
-                sender: sender.clone(),
-            },
-            Self::Receives { count, batch } => Orders::Receive {
-                count,
-                batch,
-                receiver: receiver.clone(),
-            },
+            Self::Sends { count, batch } => Orders::Send { from, count, batch, sender: sender.clone() },
+            Self::Receives { count, batch } => Orders::Receive { count, batch, receiver: receiver.clone() },
         }
     }
 }
@@ -446,10 +363,7 @@ fn survivors_finish_after_a_death_at_every_point_of_the_handles() {
     let _dog = watchdog();
     let ring: BTreeSet<&str> = ipc_queue::ring::CRASH_POINTS.iter().copied().collect();
     let all = points_in_sources();
-    assert!(
-        ring.iter().all(|point| all.contains(*point)),
-        "the ring lists points that it has not"
-    );
+    assert!(ring.iter().all(|point| all.contains(*point)), "the ring lists points that it has not");
     for point in all.iter().filter(|point| !ring.contains(point.as_str())) {
         let scenarios = scenarios(point);
         assert!(!scenarios.is_empty(), "no way to get to {point}");
@@ -459,12 +373,7 @@ fn survivors_finish_after_a_death_at_every_point_of_the_handles() {
 
 /// Starts a sender that dies with its first claim, and waits for its end.
 fn die_with_a_claim(sender: &Sender<Message>) {
-    let orders = Orders::Send {
-        from: VICTIM,
-        count: 1,
-        batch: 1,
-        sender: sender.clone(),
-    };
+    let orders = Orders::Send { from: VICTIM, count: 1, batch: 1, sender: sender.clone() };
     let victim = Peer::start(&orders, Some("ring.push.claimed"));
     assert!(was_killed(victim.wait()));
 }
@@ -480,10 +389,7 @@ fn a_sleeping_receiver_gets_past_a_dead_claim_though_it_is_woken_all_the_time() 
     die_with_a_claim(&tx);
     let mut sent = 0;
     while !receiver.is_finished() {
-        assert!(
-            (sent as usize) < capacity - 1,
-            "nothing received until the queue was full"
-        );
+        assert!((sent as usize) < capacity - 1, "nothing received until the queue was full");
         tx.send(Message::new(PARENT, sent)).expect("sent");
         sent += 1;
         std::thread::park_timeout(Duration::from_millis(5));
@@ -514,11 +420,7 @@ impl SweepLock {
         postcard::to_stdvec(receiver).expect("in a session");
         let token = session.finish().pop().expect("the queue's memory");
         let path = format!("/proc/self/fd/{}", token.as_raw_fd());
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .open(path)
-            .expect("reopened");
+        let file = File::options().read(true).write(true).open(path).expect("reopened");
         while i32::from(lock_operation(&file, participant, libc::F_OFD_GETLK).l_type) != libc::F_UNLCK {
             std::thread::yield_now();
         }
@@ -539,11 +441,7 @@ fn messages_behind_a_claim_that_is_being_swept_are_not_the_end() {
     assert!(rx.try_recv().expect_err("in the sweeper's hands").is_empty());
     assert_eq!(rx.try_recv_batch(8).expect("in the sweeper's hands"), []);
     let short = Duration::from_millis(20);
-    assert!(
-        rx.recv_timeout(short)
-            .expect_err("in the sweeper's hands")
-            .is_timeout()
-    );
+    assert!(rx.recv_timeout(short).expect_err("in the sweeper's hands").is_timeout());
     drop(lock);
     assert_eq!(rx.recv().expect("received").checked(), (PARENT, 7));
     assert!(rx.recv().expect_err("nothing left").is_disconnected());

@@ -12,10 +12,7 @@
 //! * no consumer sees the messages of an incarnation out of order.
 //!
 //! `KILL_RUNS` sets the number of runs (default 10), `KILL_SEED` the choice of victims and moments.
-#![allow(
-    unsafe_code,
-    reason = "logs lie in memory shared with processes that are killed"
-)]
+#![allow(unsafe_code, reason = "logs lie in memory shared with processes that are killed")]
 
 mod common;
 
@@ -99,8 +96,7 @@ impl Log {
 
     fn push(&self, entry: u64) {
         let len = self.len() + 1;
-        self.word(usize::try_from(len).expect("small"))
-            .store(entry, Ordering::Relaxed);
+        self.word(usize::try_from(len).expect("small")).store(entry, Ordering::Relaxed);
         self.set_len(len);
     }
 
@@ -112,14 +108,8 @@ impl Log {
 
 impl Serialize for Log {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let file = self
-            .file
-            .as_fd()
-            .try_clone_to_owned()
-            .map_err(ser::Error::custom)?;
-        send_descriptor(file)
-            .map_err(ser::Error::custom)?
-            .serialize(serializer)
+        let file = self.file.as_fd().try_clone_to_owned().map_err(ser::Error::custom)?;
+        send_descriptor(file).map_err(ser::Error::custom)?.serialize(serializer)
     }
 }
 
@@ -155,12 +145,7 @@ fn child() {
     child_of_test(|orders, _| {
         rustix::process::nice(19).expect("a process may step back");
         match orders {
-            Orders::Produce {
-                sender,
-                incarnation,
-                count,
-                log,
-            } => produce(&sender, incarnation, count, &log),
+            Orders::Produce { sender, incarnation, count, log } => produce(&sender, incarnation, count, &log),
             Orders::Consume { receiver, log } => consume(&receiver, &log),
         }
     });
@@ -173,9 +158,7 @@ fn produce(sender: &PlainSender<Message>, incarnation: u64, count: u64, log: &Lo
         if step == 1 {
             sender.send(message(incarnation, sent)).expect("sent");
         } else {
-            let batch: Vec<_> = (sent..sent + step)
-                .map(|number| message(incarnation, number))
-                .collect();
+            let batch: Vec<_> = (sent..sent + step).map(|number| message(incarnation, number)).collect();
             sender.send_batch(batch).expect("sent");
         }
         sent += step;
@@ -229,11 +212,7 @@ impl Tally {
 
     #[track_caller]
     fn check(&self) {
-        assert_eq!(
-            self.published,
-            self.consumed + self.missing + self.residual,
-            "{self:?}"
-        );
+        assert_eq!(self.published, self.consumed + self.missing + self.residual, "{self:?}");
         assert!(self.missing <= self.consumers_killed, "{self:?}");
         assert_eq!((self.torn, self.twice, self.out_of_order), (0, 0, 0), "{self:?}");
     }
@@ -374,10 +353,7 @@ impl Run {
         let draw = usize::try_from(dice.below(1000)).expect("small");
         let alive = |member: &&mut Member| member.peer.is_some();
         let mut victims: Vec<_> = self.members.iter_mut().filter(alive).collect();
-        if victims
-            .iter()
-            .any(|member| member.job.produces() == wants_producer)
-        {
+        if victims.iter().any(|member| member.job.produces() == wants_producer) {
             victims.retain(|member| member.job.produces() == wants_producer);
         }
         let chosen = draw % victims.len().max(1);
@@ -455,11 +431,7 @@ impl Run {
                 let (incarnation, number) = (entry >> 32, entry & 0xffff_ffff);
                 let before = last.insert(incarnation, number);
                 tally.out_of_order += u64::from(before >= Some(number));
-                *arrivals
-                    .entry(incarnation)
-                    .or_default()
-                    .entry(number)
-                    .or_default() += 1;
+                *arrivals.entry(incarnation).or_default().entry(number).or_default() += 1;
             }
         }
         for (incarnation, member) in (0..).zip(&self.members) {
@@ -479,15 +451,8 @@ impl Tally {
     fn enter_producer(&mut self, count: u64, returned: u64, arrived: &BTreeMap<u64, u64>) {
         self.twice += arrived.values().map(|times| times - 1).sum::<u64>();
         // It may have died after its last message was published and before the send returned.
-        let published = arrived
-            .keys()
-            .next_back()
-            .map_or(0, |last| last + 1)
-            .max(returned);
-        assert!(
-            published <= count.min(returned + BATCH),
-            "more arrives than was sent"
-        );
+        let published = arrived.keys().next_back().map_or(0, |last| last + 1).max(returned);
+        assert!(published <= count.min(returned + BATCH), "more arrives than was sent");
         self.published += published;
         self.missing += published - arrived.len() as u64;
     }

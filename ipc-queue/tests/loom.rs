@@ -93,9 +93,7 @@ impl World {
     /// Pops a batch of what is there.
     fn pop_batch(&self, cursor: &Cursor, me: u16, max: usize) -> Vec<u64> {
         let mut got = Vec::new();
-        let _ = self
-            .ring()
-            .try_pop_batch(cursor, me, max, |_, slot| got.push(get(slot)));
+        let _ = self.ring().try_pop_batch(cursor, me, max, |_, slot| got.push(get(slot)));
         got
     }
 }
@@ -228,9 +226,7 @@ fn a_batch_stays_together() {
         w.push(&Cursor::new(), 1, 9);
     });
     let batch = spawn(&world, |w| {
-        let pushed = w
-            .ring()
-            .try_push_batch(&Cursor::new(), 2, 2, |i, slot| put(slot, i as u64));
+        let pushed = w.ring().try_push_batch(&Cursor::new(), 2, 2, |i, slot| put(slot, i as u64));
         assert!(matches!(pushed, Ok((_, 2))), "{pushed:?}");
     });
     let cursor = Cursor::new();
@@ -329,9 +325,7 @@ fn a_shared_cursor_only_says_where_to_look() {
     let other = spawn(&world, {
         let cursor = cursor.clone();
         move |w| {
-            let pushed = w
-                .ring()
-                .try_push_batch(&Cursor::new(), 1, 2, |i, slot| put(slot, i as u64));
+            let pushed = w.ring().try_push_batch(&Cursor::new(), 1, 2, |i, slot| put(slot, i as u64));
             assert_eq!(pushed, Ok((0, 2)));
             assert_eq!(w.try_pop(&cursor, 2), Ok(0));
         }
@@ -399,10 +393,8 @@ impl Parked {
             Ok(message) => Some(Some(message)),
             Err(_) => self.closed.load(Acquire).then_some(None),
         };
-        let taken = self
-            .not_empty
-            .wait(&Pace::new(), cursor.ticket(), None, attempt, || None)
-            .expect("no deadline");
+        let taken =
+            self.not_empty.wait(&Pace::new(), cursor.ticket(), None, attempt, || None).expect("no deadline");
         if self.not_empty.has_sleepers() && self.world.ring().is_ready(&cursor) {
             self.not_empty.notify(1);
         }
@@ -491,21 +483,9 @@ const CONTROLS: &[(&str, fn(), &str)] = &[
     ("ring.pop.look", one_producer_one_consumer_in_order, RACE),
     ("ring.pop.interior", a_batch_of_two_producers_messages, RACE),
     ("ring.pop.release", one_producer_one_consumer_in_order, RACE),
-    (
-        "ring.pop.release_interior",
-        a_released_message_of_a_batch_was_read,
-        RACE,
-    ),
-    (
-        "ring.recover.interior",
-        a_recovered_message_of_a_batch_was_read,
-        RACE,
-    ),
-    (
-        "ring.recover.header",
-        a_sweep_hands_the_slot_of_a_dead_reader_on,
-        RACE,
-    ),
+    ("ring.pop.release_interior", a_released_message_of_a_batch_was_read, RACE),
+    ("ring.recover.interior", a_recovered_message_of_a_batch_was_read, RACE),
+    ("ring.recover.header", a_sweep_hands_the_slot_of_a_dead_reader_on, RACE),
     ("ring.released", a_released_message_was_read, RACE),
     ("light_fence", a_sleeper_is_woken, STUCK),
     ("heavy_fence", a_sleeper_is_woken, STUCK),
@@ -522,10 +502,7 @@ const WEAKEN: &str = "RING_MODEL_WEAKEN";
 #[test]
 fn each_weakened_ordering_is_caught() {
     for name in ORDERINGS {
-        assert!(
-            CONTROLS.iter().any(|(control, ..)| control == name),
-            "no control for {name}"
-        );
+        assert!(CONTROLS.iter().any(|(control, ..)| control == name), "no control for {name}");
     }
     for (name, _, symptom) in CONTROLS {
         let child = std::process::Command::new(std::env::current_exe().unwrap())
@@ -535,14 +512,8 @@ fn each_weakened_ordering_is_caught() {
             .output()
             .unwrap();
         let text = String::from_utf8_lossy(&child.stderr);
-        assert!(
-            !child.status.success(),
-            "no model notices that {name} is weakened"
-        );
-        assert!(
-            text.contains(symptom),
-            "{name} weakened: {symptom} expected, got {text}"
-        );
+        assert!(!child.status.success(), "no model notices that {name} is weakened");
+        assert!(text.contains(symptom), "{name} weakened: {symptom} expected, got {text}");
     }
 }
 
@@ -555,9 +526,6 @@ fn control() {
         eprintln!("the watchdog barks");
         std::process::exit(86);
     });
-    let (name, model, _) = CONTROLS
-        .iter()
-        .find(|(name, ..)| *name == weak)
-        .expect("a control of that name");
+    let (name, model, _) = CONTROLS.iter().find(|(name, ..)| *name == weak).expect("a control of that name");
     weakened(name, || explore(*model));
 }

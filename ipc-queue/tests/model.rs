@@ -32,15 +32,7 @@ use ring::{Control, Ring};
 type Bounds = [u8; 7];
 
 fn ring(bounds: Bounds) -> Ring {
-    let [
-        capacity,
-        producers,
-        messages,
-        consumers,
-        crashes,
-        push_span,
-        pop_span,
-    ] = bounds;
+    let [capacity, producers, messages, consumers, crashes, push_span, pop_span] = bounds;
     Ring {
         capacity,
         producers: producers.into(),
@@ -58,27 +50,16 @@ fn ring(bounds: Bounds) -> Ring {
 
 /// A ring with fewer steps: only consumers free tombs, and the oracle answers together with the look.
 fn plainer_ring(bounds: Bounds) -> Ring {
-    Ring {
-        producers_free_tombs: false,
-        late_oracle: false,
-        ..ring(bounds)
-    }
+    Ring { producers_free_tombs: false, late_oracle: false, ..ring(bounds) }
 }
 
 /// Every state is visited, no promise is broken, and survivors can always finish.
 #[track_caller]
 fn assert_sound(model: &impl Model, states: usize) {
     let report = explore(model);
-    assert!(
-        matches!(report.outcome, Outcome::Sound),
-        "not sound: {:?}",
-        report.outcome
-    );
+    assert!(matches!(report.outcome, Outcome::Sound), "not sound: {:?}", report.outcome);
     assert!(report.finished > 0, "no run ever finishes");
-    assert_eq!(
-        report.states, states,
-        "the model explores another space than it did"
-    );
+    assert_eq!(report.states, states, "the model explores another space than it did");
 }
 
 /// The explorer finds a broken promise that says `promise`.
@@ -109,10 +90,7 @@ fn broken(control: Control, bounds: Bounds) -> Ring {
         "the right ring is not sound at {bounds:?}: {:?}",
         report.outcome
     );
-    Ring {
-        control: Some(control),
-        ..right
-    }
+    Ring { control: Some(control), ..right }
 }
 
 mod ring_is_sound {
@@ -164,10 +142,7 @@ mod ring_is_sound {
 
     #[test]
     fn with_batches_that_are_pushed_whole_or_not_at_all() {
-        let ring = Ring {
-            whole_batches: true,
-            ..ring([2, 2, 4, 2, 1, 2, 2])
-        };
+        let ring = Ring { whole_batches: true, ..ring([2, 2, 4, 2, 1, 2, 2]) };
         assert_sound(&ring, 297_713);
     }
 
@@ -196,10 +171,7 @@ mod ring_is_sound {
 
         #[test]
         fn with_batches_that_are_pushed_whole_or_not_at_all() {
-            let ring = Ring {
-                whole_batches: true,
-                ..plainer_ring([2, 2, 4, 2, 1, 2, 2])
-            };
+            let ring = Ring { whole_batches: true, ..plainer_ring([2, 2, 4, 2, 1, 2, 2]) };
             assert_sound(&ring, 114_247);
         }
     }
@@ -234,10 +206,7 @@ mod ring_without {
     #[test]
     fn care_for_free_slots_in_the_skip_of_producers_wedges() {
         let ring = broken(Control::FreeCountsAsTaken, [2, 2, 2, 1, 0, 1, 1]);
-        assert_wedges(&Ring {
-            producers_free_tombs: false,
-            ..ring
-        });
+        assert_wedges(&Ring { producers_free_tombs: false, ..ring });
     }
 
     #[test]
@@ -314,10 +283,7 @@ fn taking_back_a_slot_collides_with_a_batch_claim() {
 #[test]
 fn taking_back_a_slot_is_harmless_without_batch_claims() {
     let control = Some(Control::Revoke { ticket: 1 });
-    let ring = Ring {
-        control,
-        ..ring([2, 1, 3, 2, 0, 1, 1])
-    };
+    let ring = Ring { control, ..ring([2, 1, 3, 2, 0, 1, 1]) };
     assert_sound(&ring, 1_683);
 }
 
@@ -325,12 +291,7 @@ mod parking_protocol {
     use super::*;
 
     fn parking(producers: usize, messages: u8, consumers: usize) -> Parking {
-        Parking {
-            producers,
-            messages,
-            consumers,
-            control: None,
-        }
+        Parking { producers, messages, consumers, control: None }
     }
 
     #[test]
@@ -340,10 +301,7 @@ mod parking_protocol {
     }
 
     fn without(control: parking::Control) -> Parking {
-        Parking {
-            control: Some(control),
-            ..parking(1, 2, 2)
-        }
+        Parking { control: Some(control), ..parking(1, 2, 2) }
     }
 
     #[test]
@@ -377,10 +335,7 @@ mod disconnect_scan {
     fn calls_a_living_side_gone_without_the_epoch() {
         for crashes in 0..=2 {
             let uses_epoch = false;
-            assert_breaks(
-                &Disconnect { crashes, uses_epoch },
-                "a living side is called gone",
-            );
+            assert_breaks(&Disconnect { crashes, uses_epoch }, "a living side is called gone");
         }
     }
 }

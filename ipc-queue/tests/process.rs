@@ -1,10 +1,7 @@
 //! Queues between real processes: handles that travel, sides that go, processes that die, stop, fork or scribble.
 #![cfg(not(loom))]
 #![allow(unsafe_code, reason = "forks, and maps the queue's memory to scribble on it")]
-#![allow(
-    clippy::cast_possible_truncation,
-    reason = "process ids, small indices, random bytes"
-)]
+#![allow(clippy::cast_possible_truncation, reason = "process ids, small indices, random bytes")]
 
 mod common;
 
@@ -61,12 +58,7 @@ fn child() {
 
 fn obey(orders: Orders, reporter: &Reporter) {
     match orders {
-        Orders::Send {
-            tx,
-            from,
-            count,
-            stay,
-        } => {
+        Orders::Send { tx, from, count, stay } => {
             (from..from + count).for_each(|i| tx.send(i).expect("sent"));
             if stay {
                 reporter.report(&0_u64);
@@ -127,10 +119,7 @@ fn obey(orders: Orders, reporter: &Reporter) {
         }
         Orders::Idle(rx, duration) => {
             let (start, before) = (Instant::now(), processor_time());
-            assert!(matches!(
-                rx.recv_timeout(duration),
-                Err(RecvTimeoutError::Timeout)
-            ));
+            assert!(matches!(rx.recv_timeout(duration), Err(RecvTimeoutError::Timeout)));
             let used = processor_time() - before;
             reporter.report(&(start.elapsed().as_micros() as u64, used.as_micros() as u64));
         }
@@ -154,18 +143,11 @@ fn open_descriptors() -> usize {
 }
 
 fn processor_time() -> Duration {
-    clock_gettime(ClockId::ProcessCPUTime)
-        .try_into()
-        .expect("a positive time")
+    clock_gettime(ClockId::ProcessCPUTime).try_into().expect("a positive time")
 }
 
 fn send_from(tx: Sender<u64>, from: u64, count: u64, stay: bool) -> Peer {
-    let orders = Orders::Send {
-        tx,
-        from,
-        count,
-        stay,
-    };
+    let orders = Orders::Send { tx, from, count, stay };
     Peer::start(&orders, None)
 }
 
@@ -292,17 +274,9 @@ fn an_index_is_not_given_to_others_while_the_geometry_makes_no_sense() {
     // SAFETY: inside the mapping, aligned, and written before anybody could see the segment.
     let (kind, layout_hash) = unsafe {
         let header = map.as_ptr();
-        (
-            header.add(12).cast::<u32>().read(),
-            header.add(16).cast::<u64>().read(),
-        )
+        (header.add(12).cast::<u32>().read(), header.add(16).cast::<u64>().read())
     };
-    let spec = shm_core::segment::Spec {
-        kind,
-        layout_hash,
-        body_len: 1,
-        sweep: |_, _| false,
-    };
+    let spec = shm_core::segment::Spec { kind, layout_hash, body_len: 1, sweep: |_, _| false };
     let segment = shm_core::segment::Segment::attach(std::os::fd::AsFd::as_fd(&memory), &spec)
         .expect("this process is attached already");
     let peer = send_from(tx.clone(), 0, 1, true);
@@ -366,9 +340,7 @@ fn a_grandchild_uses_a_handle_that_was_passed_on() {
 fn many_processes_send_to_one() {
     let _dog = watchdog();
     let (tx, rx) = bounded(8).expect("a queue");
-    let peers: Vec<_> = (0..12)
-        .map(|i| send_from(tx.clone(), i * 100, 100, false))
-        .collect();
+    let peers: Vec<_> = (0..12).map(|i| send_from(tx.clone(), i * 100, 100, false)).collect();
     drop(tx);
     assert_eq!(sum(&rx), (0..1200).sum());
     assert!(peers.into_iter().all(|peer| peer.wait().success()));
@@ -405,10 +377,7 @@ fn two_senders_and_two_receivers_keep_each_senders_order() {
     assert!(senders.into_iter().all(|peer| peer.wait().success()));
     let counts: Vec<[u64; 2]> = receivers.iter().filter_map(Peer::report).collect();
     assert_eq!(counts.len(), 2, "no receiver found anything torn or out of order");
-    assert_eq!(
-        [counts[0][0] + counts[1][0], counts[0][1] + counts[1][1]],
-        [20_000; 2]
-    );
+    assert_eq!([counts[0][0] + counts[1][0], counts[0][1] + counts[1][1]], [20_000; 2]);
 }
 
 #[test]
@@ -436,10 +405,7 @@ fn a_stopped_receiver_is_alive() {
     kill_process(pid, Signal::STOP).expect("stopped");
     let mut sent = 0;
     // Longer than a waiter sleeps between two looks at its peers.
-    while tx
-        .send_timeout(0, Duration::from_millis(300))
-        .map_err(|error| assert!(error.is_timeout()))
-        .is_ok()
+    while tx.send_timeout(0, Duration::from_millis(300)).map_err(|error| assert!(error.is_timeout())).is_ok()
     {
         sent += 1;
     }
@@ -513,11 +479,7 @@ fn a_scribbling_process_makes_wrong_messages_and_nothing_worse() {
             let _ = tx.try_send("hello".into());
             for _ in 0..=next() % 40 {
                 let offset = body + next() as usize % (map.len() - body);
-                let byte = if round % 2 == 0 {
-                    next() as u8
-                } else {
-                    1 << (next() % 8)
-                };
+                let byte = if round % 2 == 0 { next() as u8 } else { 1 << (next() % 8) };
                 // SAFETY: inside the mapping; nobody holds a reference into it.
                 unsafe { map.as_mut_ptr().add(offset).write_volatile(byte) };
             }

@@ -38,33 +38,19 @@ struct End<'m> {
 
 impl<'m> End<'m> {
     fn new(memory: &'m Memory, me: u16) -> Self {
-        End {
-            ring: memory.ring(),
-            me,
-            pushed: Cursor::new(),
-            popped: Cursor::new(),
-        }
+        End { ring: memory.ring(), me, pushed: Cursor::new(), popped: Cursor::new() }
     }
 
     fn push(&self, message: u64) -> Result<u64, PushError> {
-        self.ring
-            .try_push(&self.pushed, self.me, |slot| put(slot, message))
+        self.ring.try_push(&self.pushed, self.me, |slot| put(slot, message))
     }
 
     fn push_batch(&self, first: u64, count: usize) -> Result<(u64, usize), PushError> {
-        self.ring.try_push_batch(&self.pushed, self.me, count, |i, slot| {
-            put(slot, first + i as u64)
-        })
+        self.ring.try_push_batch(&self.pushed, self.me, count, |i, slot| put(slot, first + i as u64))
     }
 
     fn abandon_push(&self, first: u64, count: usize, step: Step) -> Result<(u64, usize), PushError> {
-        self.ring.abandon_push(
-            &self.pushed,
-            self.me,
-            count,
-            |i, slot| put(slot, first + i as u64),
-            step,
-        )
+        self.ring.abandon_push(&self.pushed, self.me, count, |i, slot| put(slot, first + i as u64), step)
     }
 
     fn pop(&self) -> Result<u64, PopError> {
@@ -80,8 +66,7 @@ impl<'m> End<'m> {
     }
 
     fn abandon_pop(&self, max: usize, step: Step) -> Result<usize, PopError> {
-        self.ring
-            .abandon_pop(&self.popped, self.me, max, |_, slot| _ = get(slot), step)
+        self.ring.abandon_pop(&self.popped, self.me, max, |_, slot| _ = get(slot), step)
     }
 
     /// Everything that can be popped now.
@@ -148,14 +133,8 @@ fn watchdog() -> impl Drop {
 #[test]
 fn a_layout_names_the_value_that_is_out_of_range() {
     assert_eq!(Layout::new(0, 8), Err(LayoutError::Capacity(0)));
-    assert_eq!(
-        Layout::new(MAX_CAPACITY + 1, 8),
-        Err(LayoutError::Capacity(MAX_CAPACITY + 1))
-    );
-    assert_eq!(
-        Layout::new(1, MAX_PAYLOAD + 1),
-        Err(LayoutError::Payload(MAX_PAYLOAD + 1))
-    );
+    assert_eq!(Layout::new(MAX_CAPACITY + 1, 8), Err(LayoutError::Capacity(MAX_CAPACITY + 1)));
+    assert_eq!(Layout::new(1, MAX_PAYLOAD + 1), Err(LayoutError::Payload(MAX_PAYLOAD + 1)));
     let text = Layout::new(0, 8).unwrap_err().to_string();
     assert!(text.contains('0') && text.contains("1048576"), "{text}");
 }
@@ -168,25 +147,20 @@ fn the_largest_layout_is_accepted() {
 
 #[test]
 fn a_payload_of_any_size_keeps_its_bytes() {
-    for len in [
-        0, 1, 7, 8, 9, 24, 25, 63, 64, 65, 100, 240, 255, 256, 257, 1000, 1024, 5000,
-    ] {
+    for len in [0, 1, 7, 8, 9, 24, 25, 63, 64, 65, 100, 240, 255, 256, 257, 1000, 1024, 5000] {
         let memory = Memory::new(Layout::new(3, len).unwrap());
         let ring = memory.ring();
         let (pushed, popped) = (Cursor::new(), Cursor::new());
         for round in 0..3u8 {
             for i in 0..3u8 {
                 // SAFETY: a slot has `len` bytes.
-                ring.try_push(&pushed, 1, |slot| unsafe {
-                    slot.write_bytes(1 + i + 3 * round, len)
-                })
-                .unwrap();
+                ring.try_push(&pushed, 1, |slot| unsafe { slot.write_bytes(1 + i + 3 * round, len) })
+                    .unwrap();
             }
             for i in 0..3u8 {
                 // SAFETY: a slot has `len` bytes, and all were written.
-                let got = ring.try_pop(&popped, 1, |slot| unsafe {
-                    std::slice::from_raw_parts(slot, len).to_vec()
-                });
+                let got = ring
+                    .try_pop(&popped, 1, |slot| unsafe { std::slice::from_raw_parts(slot, len).to_vec() });
                 assert_eq!(got, Ok(vec![1 + i + 3 * round; len]), "payload of {len} bytes");
             }
         }
@@ -298,10 +272,7 @@ fn a_published_batch_is_single_messages_to_its_consumers() {
     let memory = memory(4);
     let (one, two) = (End::new(&memory, 1), End::new(&memory, 2));
     one.push_batch(0, 4).unwrap();
-    assert_eq!(
-        (one.pop(), two.pop(), two.pop(), one.pop()),
-        (Ok(0), Ok(1), Ok(2), Ok(3))
-    );
+    assert_eq!((one.pop(), two.pop(), two.pop(), one.pop()), (Ok(0), Ok(1), Ok(2), Ok(3)));
 }
 
 #[test]
@@ -391,11 +362,7 @@ fn a_closure_that_panics_gives_its_claim_back() {
     let memory = memory(2);
     let end = End::new(&memory, 1);
     let quietly = |f: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).unwrap_err();
-    quietly(&|| {
-        _ = end
-            .ring
-            .try_push(&end.pushed, 1, |_| std::panic::resume_unwind(Box::new(())))
-    });
+    quietly(&|| _ = end.ring.try_push(&end.pushed, 1, |_| std::panic::resume_unwind(Box::new(()))));
     assert_eq!(end.pop(), Err(PopError::Empty));
     end.push_batch(5, 2).unwrap();
     quietly(&|| {
@@ -419,9 +386,7 @@ fn a_ticket_is_released_once_its_slot_is_free_again() {
     assert!(!end.ring.is_released(0));
     let ticket = end.push(5).unwrap();
     assert!(!end.ring.is_released(ticket));
-    end.ring
-        .try_pop(&end.popped, 1, |_| assert!(!end.ring.is_released(ticket)))
-        .unwrap();
+    end.ring.try_pop(&end.popped, 1, |_| assert!(!end.ring.is_released(ticket))).unwrap();
     assert!(end.ring.is_released(ticket));
     for message in 0..10 {
         end.push(message).unwrap();
@@ -488,10 +453,7 @@ fn the_last_lap_ends_with_exhausted_and_loses_nothing() {
     let end = End::new(&memory, 1);
     let mut got = Vec::new();
     for message in 0..6 {
-        assert!(
-            end.push(message).is_ok(),
-            "message {message} of the last two laps"
-        );
+        assert!(end.push(message).is_ok(), "message {message} of the last two laps");
         got.extend(if message == 5 { vec![] } else { end.drain() });
     }
     assert_eq!(end.push(6), Err(PushError::Exhausted));
@@ -531,20 +493,11 @@ fn scribbled_words_cause_no_panic_and_no_endless_loop() {
         let base = NonNull::from(&mut bytes[skip]).cast();
         // SAFETY: aligned, and the vector is 64 bytes longer than the ring.
         let ring = unsafe { Ring::attach(base, layout) };
-        let end = End {
-            ring,
-            me: 1,
-            pushed: Cursor::new(),
-            popped: Cursor::new(),
-        };
+        let end = End { ring, me: 1, pushed: Cursor::new(), popped: Cursor::new() };
         for _ in 0..4 {
             let _ = end.push(1);
             let _ = end.push_batch(1, 3);
-            let _ = (
-                end.pop(),
-                end.pop_batch(3),
-                end.ring.len(&end.pushed, &end.popped),
-            );
+            let _ = (end.pop(), end.pop_batch(3), end.ring.len(&end.pushed, &end.popped));
             if let Err(PopError::Claimed(claim)) = end.pop() {
                 end.ring.recover(claim);
             }
@@ -552,10 +505,7 @@ fn scribbled_words_cause_no_panic_and_no_endless_loop() {
                 end.ring.recover(claim);
             }
             end.ring.recover_owner((random.next() % 1024) as u16);
-            let _ = (
-                end.ring.is_ready(&end.popped),
-                end.ring.is_released(random.next()),
-            );
+            let _ = (end.ring.is_ready(&end.popped), end.ring.is_released(random.next()));
         }
     }
 }

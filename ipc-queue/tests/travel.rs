@@ -54,11 +54,7 @@ fn a_handle_on_its_way_keeps_its_side_alive() {
     let bytes = postcard::to_stdvec(&tx).expect("in a session");
     let descriptors = session.finish();
     drop(tx);
-    assert!(
-        rx.recv_timeout(Duration::from_millis(2))
-            .expect_err("nothing sent")
-            .is_timeout()
-    );
+    assert!(rx.recv_timeout(Duration::from_millis(2)).expect_err("nothing sent").is_timeout());
     let receive = ReceiveSession::begin(descriptors);
     let tx: Sender<u8> = postcard::from_bytes(&bytes).expect("arrived");
     drop(receive);
@@ -114,14 +110,8 @@ fn a_handle_arrives_once() {
 #[test]
 fn a_handle_of_another_kind_is_refused() {
     let (tx, _rx) = bounded::<u64>(1).expect("a queue");
-    assert!(
-        travel::<_, Receiver<u64>>(&tx).is_err(),
-        "a sender is no receiver"
-    );
-    assert!(
-        travel::<_, ipc_queue::PlainSender<u64>>(&tx).is_err(),
-        "another codec"
-    );
+    assert!(travel::<_, Receiver<u64>>(&tx).is_err(), "a sender is no receiver");
+    assert!(travel::<_, ipc_queue::PlainSender<u64>>(&tx).is_err(), "another codec");
     let (_tx, rx) = bounded_plain::<u64>(1).expect("a queue");
     assert!(travel::<_, PlainReceiver<u32>>(&rx).is_err(), "another size");
     travel::<_, PlainReceiver<u64>>(&rx).expect("the same");
@@ -155,10 +145,7 @@ fn handles_print_without_their_messages_doing_so() {
     assert_eq!(format!("{tx:?}"), "Sender { capacity: 3, len: 0, .. }");
     assert_eq!(format!("{rx:?}"), "Receiver { capacity: 3, len: 0, .. }");
     drop(rx);
-    assert_eq!(
-        format!("{:?}", tx.send(Silent).expect_err("gone")),
-        "Disconnected(..)"
-    );
+    assert_eq!(format!("{:?}", tx.send(Silent).expect_err("gone")), "Disconnected(..)");
 }
 
 #[test]

@@ -36,10 +36,7 @@ const LARGEST_BACKLOG: usize = BACKLOG_BYTES + TURN_BYTES;
 /// A pipe that polls as writable takes so much without blocking (`PIPE_BUF`).
 const WRITE_BYTES: usize = 4 << 10;
 /// When stderr is to be tried again, if it takes nothing although it polls as writable.
-const REFUSED_PAUSE: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 20_000_000,
-};
+const REFUSED_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 /// How long whoever wants a child's words to come first waits for a stderr that blocks.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -72,12 +69,7 @@ impl Tail {
     pub(crate) fn new() -> io::Result<(Arc<Self>, OwnedFd)> {
         let (pipe, writer) = pipe_with(PipeFlags::CLOEXEC)?;
         rustix::io::ioctl_fionbio(&pipe, true)?;
-        let tail = Self {
-            pipe,
-            words: Mutex::default(),
-            flushed: Condvar::new(),
-            inbox: OnceLock::new(),
-        };
+        let tail = Self { pipe, words: Mutex::default(), flushed: Condvar::new(), inbox: OnceLock::new() };
         Ok((Arc::new(tail), writer))
     }
 
@@ -246,10 +238,8 @@ impl Duty {
             }
             Self::Reap(_) if !ready => true,
             Self::Reap(pidfd) => {
-                let status = waitid(
-                    WaitId::PidFd(pidfd.as_fd()),
-                    WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
-                );
+                let status =
+                    waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
                 matches!(status, Ok(None) | Err(Errno::INTR))
             }
         }
@@ -315,9 +305,7 @@ fn inbox() -> io::Result<Arc<Inbox>> {
         bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
     });
     let theirs = Arc::clone(&inbox);
-    std::thread::Builder::new()
-        .name("proc-pool-attend".into())
-        .spawn(move || run(&theirs))?;
+    std::thread::Builder::new().name("proc-pool-attend".into()).spawn(move || run(&theirs))?;
     *attendant = Some((ForkStamp::now(), Arc::clone(&inbox)));
     Ok(inbox)
 }
@@ -357,11 +345,7 @@ fn run(inbox: &Inbox) {
                 break;
             }
         }
-        if let Some(last) = duties
-            .len()
-            .checked_sub(1)
-            .filter(|_| forwarded != Forwarded::Taken)
-        {
+        if let Some(last) = duties.len().checked_sub(1).filter(|_| forwarded != Forwarded::Taken) {
             duties.rotate_left(last.min(1));
         }
         duties.retain(|duty| duty.tail().is_none_or(|tail| !tail.is_over()));

@@ -98,11 +98,7 @@ impl Child {
         );
         let oom_kills_before = oom::kills();
         attendant::forward_stderr(Arc::clone(&tail)).map_err(Error::system("starting a thread"))?;
-        let request = Request {
-            environment,
-            stdin: theirs,
-            stderr,
-        };
+        let request = Request { environment, stdin: theirs, stderr };
         let spawned = spawner::spawn(request).map_err(Error::system("starting a child process"))?;
         Ok(Self {
             pid: spawned.pid,
@@ -146,12 +142,7 @@ impl Child {
             Err(Failure::Garbled(error)) => HandshakeFailure::Garbled(error),
         };
         self.kill_and_wait();
-        Err(Kind::Handshake {
-            pid: self.id(),
-            failure,
-            stderr_tail: self.tail.text(),
-        }
-        .into())
+        Err(Kind::Handshake { pid: self.id(), failure, stderr_tail: self.tail.text() }.into())
     }
 
     /// Sends a message. Blocks while the child's buffer is full, until `deadline`.
@@ -315,9 +306,7 @@ impl Child {
     fn was_oom_kill(&self, status: ExitStatus) -> bool {
         status.signal() == Some(Signal::KILL.as_raw())
             && !self.killed.load(Ordering::Relaxed)
-            && self
-                .oom_kills_before
-                .is_some_and(|before| oom::kills().is_some_and(|now| now > before))
+            && self.oom_kills_before.is_some_and(|before| oom::kills().is_some_and(|now| now > before))
     }
 }
 

@@ -30,11 +30,7 @@ pub(crate) enum ToChild {
     /// Call this function with this argument, answer, and exit.
     Run { code: Code<OneShot>, argument: Packed },
     /// Become a worker of the pool whose segment and arena come beside.
-    Work {
-        geometry: Geometry,
-        slot: u32,
-        incarnation: u16,
-    },
+    Work { geometry: Geometry, slot: u32, incarnation: u16 },
     /// Pool: records name this function by this number from now on.
     Define { number: u32, code: Code<RunItems> },
     /// Pool: the arguments that [`ToParent::Fetch`] asked for.
@@ -70,11 +66,7 @@ pub(crate) fn send<M: Serialize>(
     deadline: Option<Instant>,
 ) -> io::Result<()> {
     let bytes = postcard::to_stdvec(message).map_err(io::Error::other)?;
-    debug_assert!(
-        bytes.len() <= MAX_MESSAGE,
-        "every field of a message is bounded: {} bytes",
-        bytes.len()
-    );
+    debug_assert!(bytes.len() <= MAX_MESSAGE, "every field of a message is bounded: {} bytes", bytes.len());
     let descriptors: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
     socket::send(socket, &bytes, &descriptors, deadline)
 }

@@ -71,15 +71,11 @@ pub enum TaskError {
 
 impl TaskError {
     pub(crate) fn codec(what: &str, error: &dyn fmt::Display) -> Self {
-        Self::Codec {
-            message: cut(format!("{what}: {error}"), MAX_TEXT),
-        }
+        Self::Codec { message: cut(format!("{what}: {error}"), MAX_TEXT) }
     }
 
     pub(crate) fn unavailable(reason: impl Into<String>) -> Self {
-        Self::Unavailable {
-            reason: cut(reason.into(), MAX_TEXT),
-        }
+        Self::Unavailable { reason: cut(reason.into(), MAX_TEXT) }
     }
 }
 
@@ -204,11 +200,7 @@ pub(crate) enum Kind {
 /// How a child failed to become ready.
 #[derive(Debug)]
 pub(crate) enum HandshakeFailure {
-    Ended {
-        signal: Option<i32>,
-        code: Option<i32>,
-        oom: bool,
-    },
+    Ended { signal: Option<i32>, code: Option<i32>, oom: bool },
     TimedOut(Duration),
     Mismatch(Mismatch),
     Garbled(io::Error),
@@ -250,13 +242,7 @@ impl Error {
 
     /// The child is another build of the program, or speaks another version of the protocol.
     pub fn is_mismatch(&self) -> bool {
-        matches!(
-            *self.0,
-            Kind::Handshake {
-                failure: HandshakeFailure::Mismatch(_),
-                ..
-            }
-        )
+        matches!(*self.0, Kind::Handshake { failure: HandshakeFailure::Mismatch(_), .. })
     }
 
     /// An argument was out of its range.

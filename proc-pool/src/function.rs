@@ -84,11 +84,7 @@ impl<S: Signature> Code<S> {
             let label = label.to_owned();
             return Err(Kind::ForeignFunction { label, address }.into());
         }
-        Ok(Self {
-            offset: address.wrapping_sub(image.base) as u64,
-            tag: Self::tag(),
-            signature: PhantomData,
-        })
+        Ok(Self { offset: address.wrapping_sub(image.base) as u64, tag: Self::tag(), signature: PhantomData })
     }
 
     /// The function that the name means in this process.
@@ -191,9 +187,9 @@ fn canary(seed: u64) -> u64 {
 
 /// FNV-1a.
 pub(crate) fn fnv(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Reads the program headers of the first object, which is the main program, and stops.
@@ -226,11 +222,7 @@ unsafe extern "C" fn first_object(
         .iter()
         .filter(|header| header.p_type == libc::PT_NOTE)
         .map(range)
-        .filter(|note| {
-            readable
-                .iter()
-                .any(|r| r.start <= note.start && note.end <= r.end)
-        })
+        .filter(|note| readable.iter().any(|r| r.start <= note.start && note.end <= r.end))
         .find_map(|note| {
             // SAFETY: the note lies inside a segment that the loader mapped readable and never unmaps.
             gnu_build_id(unsafe {

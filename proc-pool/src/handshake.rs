@@ -49,26 +49,15 @@ impl Identity {
                 .concat()
             }
         };
-        Ok(Self {
-            magic: MAGIC,
-            protocol: PROTOCOL,
-            build,
-            canary: image.canary(),
-        })
+        Ok(Self { magic: MAGIC, protocol: PROTOCOL, build, canary: image.canary() })
     }
 
     /// Whether `theirs` is the same program.
     fn compare(&self, theirs: &Self) -> Result<(), Mismatch> {
         if (self.magic, self.protocol) != (theirs.magic, theirs.protocol) {
-            Err(Mismatch::Protocol {
-                ours: self.protocol,
-                theirs: theirs.protocol,
-            })
+            Err(Mismatch::Protocol { ours: self.protocol, theirs: theirs.protocol })
         } else if self.build != theirs.build {
-            Err(Mismatch::Build {
-                ours: self.build.clone(),
-                theirs: theirs.build.clone(),
-            })
+            Err(Mismatch::Build { ours: self.build.clone(), theirs: theirs.build.clone() })
         } else if self.canary != theirs.canary {
             Err(Mismatch::Canary)
         } else {
@@ -89,18 +78,10 @@ impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Protocol { ours, theirs } => {
-                write!(
-                    f,
-                    "speaks version {theirs} of the control protocol, not version {ours}"
-                )
+                write!(f, "speaks version {theirs} of the control protocol, not version {ours}")
             }
             Self::Build { ours, theirs } => {
-                write!(
-                    f,
-                    "is another build of the program: {}, not {}",
-                    Hex(theirs),
-                    Hex(ours)
-                )
+                write!(f, "is another build of the program: {}, not {}", Hex(theirs), Hex(ours))
             }
             Self::Canary => f.write_str("has the same build id, but its code lies elsewhere"),
         }
@@ -151,10 +132,7 @@ impl From<io::Error> for Failure {
 
 /// The parent's first half: greets the child, which need not run yet. Never blocks: the socket is empty.
 pub(crate) fn greet(socket: BorrowedFd<'_>, identity: &Identity, name: &str) -> io::Result<()> {
-    let hello = Hello {
-        identity: identity.clone(),
-        name: name.to_owned(),
-    };
+    let hello = Hello { identity: identity.clone(), name: name.to_owned() };
     control::send(socket, &hello, &[], None)
 }
 
@@ -167,14 +145,12 @@ pub(crate) fn await_answer(
     match control::receive(socket, Some(deadline))?.ok_or(Failure::End)?.0 {
         Answer::Ready(theirs) => identity.compare(&theirs).map_err(Failure::Mismatch),
         // The child compared from its side.
-        Answer::Refused(Mismatch::Protocol { ours, theirs }) => Err(Failure::Mismatch(Mismatch::Protocol {
-            ours: theirs,
-            theirs: ours,
-        })),
-        Answer::Refused(Mismatch::Build { ours, theirs }) => Err(Failure::Mismatch(Mismatch::Build {
-            ours: theirs,
-            theirs: ours,
-        })),
+        Answer::Refused(Mismatch::Protocol { ours, theirs }) => {
+            Err(Failure::Mismatch(Mismatch::Protocol { ours: theirs, theirs: ours }))
+        }
+        Answer::Refused(Mismatch::Build { ours, theirs }) => {
+            Err(Failure::Mismatch(Mismatch::Build { ours: theirs, theirs: ours }))
+        }
         Answer::Refused(Mismatch::Canary) => Err(Failure::Mismatch(Mismatch::Canary)),
     }
 }
@@ -266,19 +242,13 @@ mod tests {
     fn a_child_that_answers_noise_is_an_error() {
         let (parent, child) = socket::pair().expect("a pair");
         socket::send(child.as_fd(), &[0xff; 20], &[], None).expect("sent");
-        assert!(matches!(
-            await_answer(parent.as_fd(), &ours(), soon()),
-            Err(Failure::Garbled(_))
-        ));
+        assert!(matches!(await_answer(parent.as_fd(), &ours(), soon()), Err(Failure::Garbled(_))));
     }
 
     #[test]
     fn silence_ends_with_the_deadline() {
         let (parent, _child) = socket::pair().expect("a pair");
         let deadline = Instant::now() + Duration::from_millis(5);
-        assert!(matches!(
-            await_answer(parent.as_fd(), &ours(), deadline),
-            Err(Failure::TimedOut)
-        ));
+        assert!(matches!(await_answer(parent.as_fd(), &ours(), deadline), Err(Failure::TimedOut)));
     }
 }

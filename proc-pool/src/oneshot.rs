@@ -66,19 +66,12 @@ pub(crate) fn run(
     descriptors: Vec<OwnedFd>,
 ) -> ! {
     let myself = ForkStamp::now();
-    let outcome = call(code, argument, descriptors).and_then(|result| {
-        result
-            .pack()
-            .map_err(|error| TaskError::unavailable(error.to_string()))
-    });
+    let outcome = call(code, argument, descriptors)
+        .and_then(|result| result.pack().map_err(|error| TaskError::unavailable(error.to_string())));
     let (message, descriptors, exit) = match outcome {
         Ok((result, descriptors)) => (ToParent::Done { result }, descriptors, 0),
         Err(error) => {
-            let exit = if matches!(error, TaskError::Panicked { .. }) {
-                PANICKED
-            } else {
-                FAILED
-            };
+            let exit = if matches!(error, TaskError::Panicked { .. }) { PANICKED } else { FAILED };
             (ToParent::Failed(error), Vec::new(), exit)
         }
     };
@@ -101,9 +94,7 @@ fn call(
     argument: Packed,
     descriptors: Vec<OwnedFd>,
 ) -> std::result::Result<Payload, TaskError> {
-    let function = code
-        .resolve()
-        .map_err(|error| TaskError::unavailable(error.to_string()))?;
+    let function = code.resolve().map_err(|error| TaskError::unavailable(error.to_string()))?;
     let argument = Payload::unpack(argument, descriptors)?;
     // SAFETY: the name came over the control socket from a process of this image, where `code_of` made it.
     panic::catch(|| unsafe { function(argument) })?

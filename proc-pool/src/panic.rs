@@ -52,11 +52,7 @@ pub(crate) fn catch<R>(f: impl FnOnce() -> R) -> Result<R, TaskError> {
         // A payload whose drop panics must not end the process.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
         let (location, backtrace) = record.map_or((None, None), |record| (record.location, record.backtrace));
-        TaskError::Panicked {
-            message,
-            location,
-            backtrace,
-        }
+        TaskError::Panicked { message, location, backtrace }
     })
 }
 

@@ -93,9 +93,7 @@ impl Payload {
         let bytes = match packed {
             Packed::Inline(bytes) => bytes,
             Packed::File { .. } if descriptors.is_empty() => {
-                return Err(TaskError::unavailable(
-                    "the memory file of a large value did not arrive",
-                ));
+                return Err(TaskError::unavailable("the memory file of a large value did not arrive"));
             }
             Packed::File { len } => {
                 let file = descriptors.remove(0);
@@ -158,9 +156,6 @@ mod tests {
     fn bytes_left_over_are_an_error() {
         let payload = Payload::encode(&(1u8, 2u8), "the result").expect("encodes");
         let error = payload.decode::<u8>("the result").expect_err("one byte too many");
-        assert_eq!(
-            error.to_string(),
-            "the result cannot be decoded: 1 bytes are left over"
-        );
+        assert_eq!(error.to_string(), "the result cannot be decoded: 1 bytes are left over");
     }
 }

@@ -111,29 +111,19 @@ impl PoolBuilder {
     pub fn build(self) -> Result<Pool> {
         let workers = match self.workers {
             Some(workers) => workers,
-            None => std::thread::available_parallelism()
-                .map_or(1, usize::from)
-                .min(MAX_WORKERS as usize),
+            None => std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS as usize),
         };
-        let slots = u32::try_from(workers)
-            .ok()
-            .filter(|workers| (1..=MAX_WORKERS).contains(workers));
+        let slots = u32::try_from(workers).ok().filter(|workers| (1..=MAX_WORKERS).contains(workers));
         let slots = slots
             .ok_or_else(|| Error::invalid(format!("a pool has 1 to {MAX_WORKERS} workers, not {workers}")))?;
         check_environment(&self.launch.environment)?;
         let dispatcher = Arc::new(Dispatcher::new(slots)?);
-        let pool = Pool {
-            dispatcher,
-            threads: Mutex::default(),
-            receiver: Mutex::new(false),
-        };
+        let pool = Pool { dispatcher, threads: Mutex::default(), receiver: Mutex::new(false) };
         let slots: Vec<u32> = (0..slots).collect();
         // An error drops the pool, which ends the workers that had started.
         supervisor::launch(&self.launch, &pool.dispatcher, &slots)?;
         let thread = Supervisor::start(Arc::clone(&pool.dispatcher), self.launch);
-        pool.threads
-            .lock()
-            .push(thread.map_err(Error::system("starting a thread"))?);
+        pool.threads.lock().push(thread.map_err(Error::system("starting a thread"))?);
         Ok(pool)
     }
 }
@@ -142,15 +132,8 @@ impl Pool {
     /// Settings for a new pool.
     pub fn builder() -> PoolBuilder {
         let name = "proc-pool worker".to_owned();
-        let launch = Launch {
-            name,
-            environment: Vec::new(),
-            handshake_timeout: HANDSHAKE_TIMEOUT,
-        };
-        PoolBuilder {
-            workers: None,
-            launch,
-        }
+        let launch = Launch { name, environment: Vec::new(), handshake_timeout: HANDSHAKE_TIMEOUT };
+        PoolBuilder { workers: None, launch }
     }
 
     /// A pool of `workers` processes, 1 to 512.
@@ -332,9 +315,7 @@ impl Pool {
             let phase = self.dispatcher.core.lock().phase.clone();
             match phase {
                 Phase::Open => {
-                    return Err(Error::invalid(
-                        "a pool must be closed or terminated before it is joined",
-                    ));
+                    return Err(Error::invalid("a pool must be closed or terminated before it is joined"));
                 }
                 Phase::Closed => {
                     let slice = Some(Instant::now() + JOIN_SLICE);
@@ -344,11 +325,7 @@ impl Pool {
                 Phase::Drained => break,
                 Phase::Broken(error) => {
                     self.join_threads();
-                    return if error == supervisor::ended() {
-                        Ok(())
-                    } else {
-                        Err(error.into())
-                    };
+                    return if error == supervisor::ended() { Ok(()) } else { Err(error.into()) };
                 }
             }
         }
@@ -375,9 +352,7 @@ impl Pool {
             let dispatcher = Arc::clone(&self.dispatcher);
             let thread = std::thread::Builder::new().name("proc-pool-receiver".into());
             let thread = thread.spawn(move || supervisor::receive(&dispatcher));
-            self.threads
-                .lock()
-                .push(thread.map_err(Error::system("starting a thread"))?);
+            self.threads.lock().push(thread.map_err(Error::system("starting a thread"))?);
             *started = true;
         }
         Ok(())

@@ -120,11 +120,7 @@ impl Process<()> {
     /// # Ok(()) }
     /// ```
     pub fn builder() -> ProcessBuilder {
-        ProcessBuilder {
-            name: None,
-            environment: Vec::new(),
-            handshake_timeout: HANDSHAKE_TIMEOUT,
-        }
+        ProcessBuilder { name: None, environment: Vec::new(), handshake_timeout: HANDSHAKE_TIMEOUT }
     }
 }
 
@@ -196,9 +192,7 @@ impl<R> Process<R> {
     /// The system's; a forked process has no child to kill.
     pub fn kill(&self) -> Result<()> {
         self.child.check_owner()?;
-        self.child
-            .kill()
-            .map_err(Error::system("killing a child process"))
+        self.child.kill().map_err(Error::system("killing a child process"))
     }
 
     /// Sends SIGTERM to the child, which ends it unless its code handles the signal. Does nothing if it has ended.
@@ -221,9 +215,7 @@ impl<R> Process<R> {
 
     fn signal(&self, signal: Signal) -> Result<()> {
         self.child.check_owner()?;
-        self.child
-            .signal(signal)
-            .map_err(Error::system("signalling a child process"))
+        self.child.signal(signal).map_err(Error::system("signalling a child process"))
     }
 }
 
@@ -304,10 +296,9 @@ impl<R: DeserializeOwned> Process<R> {
             Ok(Received::End) => Outcome::Pending { listen: false },
             Ok(Received::Message(ToParent::Done { result }, descriptors)) => {
                 match Payload::unpack(result, descriptors) {
-                    Ok(Payload { bytes, descriptors }) => Outcome::Returned {
-                        bytes: Arc::new(bytes),
-                        handles: Some(descriptors),
-                    },
+                    Ok(Payload { bytes, descriptors }) => {
+                        Outcome::Returned { bytes: Arc::new(bytes), handles: Some(descriptors) }
+                    }
                     Err(error) => Outcome::Failed(error),
                 }
             }
@@ -435,9 +426,7 @@ impl ProcessBuilder {
         const MAX_NAME: usize = 255;
 
         if let Some(len) = self.name.as_ref().map(String::len).filter(|&len| len > MAX_NAME) {
-            return Err(Error::invalid(format!(
-                "a name of {len} bytes; the limit is {MAX_NAME}"
-            )));
+            return Err(Error::invalid(format!("a name of {len} bytes; the limit is {MAX_NAME}")));
         }
         check_environment(&self.environment)
     }

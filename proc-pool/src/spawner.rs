@@ -63,24 +63,19 @@ fn sender() -> io::Result<SyncSender<Job>> {
         }
     }
     let (sender, jobs) = sync_channel::<Job>(64);
-    std::thread::Builder::new()
-        .name("proc-pool-spawn".into())
-        .spawn(move || {
-            for (request, reply) in jobs {
-                // The caller waits for the reply; if it is gone, the child ends with its closed socket.
-                let _ = reply.send(create(request));
-            }
-        })?;
+    std::thread::Builder::new().name("proc-pool-spawn".into()).spawn(move || {
+        for (request, reply) in jobs {
+            // The caller waits for the reply; if it is gone, the child ends with its closed socket.
+            let _ = reply.send(create(request));
+        }
+    })?;
     *spawner = Some((ForkStamp::now(), sender.clone()));
     Ok(sender)
 }
 
 fn create(request: Request) -> io::Result<Spawned> {
     let mut command = Command::new("/proc/self/exe");
-    command
-        .stdin(Stdio::from(request.stdin))
-        .stderr(Stdio::from(request.stderr))
-        .process_group(0);
+    command.stdin(Stdio::from(request.stdin)).stderr(Stdio::from(request.stderr)).process_group(0);
     if let Some(name) = std::env::args_os().next() {
         command.arg0(name);
     }

@@ -136,10 +136,7 @@ pub(crate) fn may_start() -> Result<(), Error> {
 fn depth() -> u32 {
     match std::env::var_os(DEPTH) {
         None => 0,
-        Some(text) => text
-            .to_str()
-            .and_then(|text| text.parse().ok())
-            .unwrap_or(u32::MAX),
+        Some(text) => text.to_str().and_then(|text| text.parse().ok()).unwrap_or(u32::MAX),
     }
 }
 
@@ -165,12 +162,9 @@ enum Station {
 
 impl Station {
     fn of(marker: &OsString) -> Self {
-        let parsed = marker
-            .to_str()
-            .and_then(|text| text.split_once(':'))
-            .and_then(|(parent, inode)| {
-                Some((Pid::from_raw(parent.parse().ok()?)?, inode.parse::<u64>().ok()?))
-            });
+        let parsed = marker.to_str().and_then(|text| text.split_once(':')).and_then(|(parent, inode)| {
+            Some((Pid::from_raw(parent.parse().ok()?)?, inode.parse::<u64>().ok()?))
+        });
         let Some((parent, inode)) = parsed else {
             return Self::Ordinary;
         };
@@ -186,11 +180,7 @@ impl Station {
         if getppid() == Some(parent) {
             return Self::Worker(parent);
         }
-        if hung_up(stdin.as_fd(), Some(&Timespec::default())) {
-            Self::Orphan
-        } else {
-            Self::Ordinary
-        }
+        if hung_up(stdin.as_fd(), Some(&Timespec::default())) { Self::Orphan } else { Self::Ordinary }
     }
 }
 
@@ -277,20 +267,14 @@ fn remove_marker() {
 /// Starts the thread that ends this process, and what it started, with its parent.
 fn watch_parent(parent: Pid, socket: OwnedFd) -> io::Result<()> {
     // The socket should do; asking for the parent as well covers user code that closes descriptors it does not own.
-    let look_again = Timespec {
-        tv_sec: 1,
-        tv_nsec: 0,
-    };
-    std::thread::Builder::new()
-        .name("proc-pool-watch".into())
-        .stack_size(64 << 10)
-        .spawn(move || {
-            while !hung_up(socket.as_fd(), Some(&look_again)) && getppid() == Some(parent) {}
-            if getpgrp() == getpid() {
-                let _ = kill_current_process_group(Signal::KILL);
-            }
-            let _ = kill_process(getpid(), Signal::KILL);
-        })?;
+    let look_again = Timespec { tv_sec: 1, tv_nsec: 0 };
+    std::thread::Builder::new().name("proc-pool-watch".into()).stack_size(64 << 10).spawn(move || {
+        while !hung_up(socket.as_fd(), Some(&look_again)) && getppid() == Some(parent) {}
+        if getpgrp() == getpid() {
+            let _ = kill_current_process_group(Signal::KILL);
+        }
+        let _ = kill_process(getpid(), Signal::KILL);
+    })?;
     Ok(())
 }
 
@@ -300,14 +284,9 @@ fn serve(socket: BorrowedFd<'_>) -> ! {
         Ok(Some((ToChild::Run { code, argument }, descriptors))) => {
             oneshot::run(socket, code, argument, descriptors)
         }
-        Ok(Some((
-            ToChild::Work {
-                geometry,
-                slot,
-                incarnation,
-            },
-            descriptors,
-        ))) => crate::pool::worker::run(socket, geometry, slot, incarnation, descriptors),
+        Ok(Some((ToChild::Work { geometry, slot, incarnation }, descriptors))) => {
+            crate::pool::worker::run(socket, geometry, slot, incarnation, descriptors)
+        }
         Ok(Some(_)) => {
             eprintln!("proc-pool: the first message makes a child a worker of a pool or runs a function");
             std::process::exit(1)

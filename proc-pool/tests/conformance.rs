@@ -19,10 +19,7 @@ fn conformance_process_test_process() {
     let _dog = watchdog();
     let child = Process::builder()
         .name("child")
-        .spawn(
-            |argument: (u8, String)| (argument, std::process::id()),
-            (1, "a".into()),
-        )
+        .spawn(|argument: (u8, String)| (argument, std::process::id()), (1, "a".into()))
         .expect("spawned");
     let pid = child.id();
     assert_eq!(child.join(), Ok(((1, "a".into()), pid)));
@@ -47,10 +44,7 @@ fn conformance_process_terminate() {
     assert!(child.is_alive());
     child.terminate().expect("signalled");
     assert_eq!(death(child.join()), (Some(SIGTERM), None));
-    assert_eq!(
-        child.exit_status().and_then(|status| status.signal()),
-        Some(SIGTERM)
-    );
+    assert_eq!(child.exit_status().and_then(|status| status.signal()), Some(SIGTERM));
     assert!(!child.is_alive());
 }
 
@@ -76,11 +70,8 @@ fn conformance_process_interrupt_no_handler() {
 fn conformance_process_sentinel() {
     let _dog = watchdog();
     let (reader, gate) = pipe();
-    let child = Process::spawn(
-        |gate: Handle| until_ready(&gate.0),
-        Handle(reader.into_inner().into()),
-    )
-    .expect("spawned");
+    let child = Process::spawn(|gate: Handle| until_ready(&gate.0), Handle(reader.into_inner().into()))
+        .expect("spawned");
     assert!(!is_ready(&child));
     drop(gate);
     until_ready(&child);
@@ -96,9 +87,7 @@ fn descriptors(gate: Handle) -> Vec<String> {
     let entries = std::fs::read_dir("/proc/self/fd").expect("procfs");
     let targets = entries.filter_map(|entry| std::fs::read_link(entry.expect("procfs").path()).ok());
     let targets = targets.filter(|target| *target != gate_target && !target.starts_with("/proc"));
-    let mut kinds: Vec<String> = targets
-        .map(|target| target.to_string_lossy().into_owned())
-        .collect();
+    let mut kinds: Vec<String> = targets.map(|target| target.to_string_lossy().into_owned()).collect();
     kinds.sort();
     until_ready(&gate.0);
     kinds
@@ -116,26 +105,20 @@ fn conformance_process_child_fd_inflation() {
         .collect();
     drop((reader, gate));
     // What anybody's program hands down: our stdout, and what we inherited ourselves.
-    let handed_down = std::fs::read_dir("/proc/self/fd")
-        .expect("procfs")
-        .filter(|entry| {
-            use std::os::fd::BorrowedFd;
-            let name = entry.as_ref().expect("procfs").file_name();
-            let number: i32 = name.to_string_lossy().parse().expect("a number");
-            // SAFETY: only asked for its flags; if it was closed meanwhile, the question fails.
-            let flags = rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(number) });
-            number > 2 && flags.is_ok_and(|flags| !flags.contains(rustix::io::FdFlags::CLOEXEC))
-        });
+    let handed_down = std::fs::read_dir("/proc/self/fd").expect("procfs").filter(|entry| {
+        use std::os::fd::BorrowedFd;
+        let name = entry.as_ref().expect("procfs").file_name();
+        let number: i32 = name.to_string_lossy().parse().expect("a number");
+        // SAFETY: only asked for its flags; if it was closed meanwhile, the question fails.
+        let flags = rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(number) });
+        number > 2 && flags.is_ok_and(|flags| !flags.contains(rustix::io::FdFlags::CLOEXEC))
+    });
     // stdin, stdout, stderr, the control socket and the watching thread's copy of it.
     let expected = 5 + handed_down.count();
     for child in children {
         let open = child.join().expect("a result");
         assert_eq!(open.len(), expected, "{open:?}");
-        assert_eq!(
-            open.iter().filter(|name| name.starts_with("socket:")).count(),
-            2,
-            "{open:?}"
-        );
+        assert_eq!(open.iter().filter(|name| name.starts_with("socket:")).count(), 2, "{open:?}");
     }
 }
 
@@ -164,19 +147,13 @@ fn conformance_process_recursion() {
             for i in 0..2 {
                 let below = path.iter().copied().chain([i]).collect();
                 let copy = Handle(writer.0.try_clone().expect("a descriptor"));
-                Process::spawn(recurse, (copy, below))
-                    .expect("spawned")
-                    .join()
-                    .expect("no failure");
+                Process::spawn(recurse, (copy, below)).expect("spawned").join().expect("no failure");
             }
         }
     }
     let _dog = watchdog();
     let (mut reader, writer) = pipe();
-    Process::spawn(recurse, (writer, Vec::new()))
-        .expect("spawned")
-        .join()
-        .expect("no failure");
+    Process::spawn(recurse, (writer, Vec::new())).expect("spawned").join().expect("no failure");
     for expected in ["[]", "[0]", "[0, 0]", "[0, 1]", "[1]", "[1, 0]", "[1, 1]", ""] {
         assert_eq!(line(&mut reader), expected);
     }
@@ -185,18 +162,12 @@ fn conformance_process_recursion() {
 #[test]
 fn conformance_process_many_processes() {
     let _dog = watchdog();
-    let children: Vec<_> = (0..10)
-        .map(|i| Process::spawn(square, i).expect("spawned"))
-        .collect();
+    let children: Vec<_> = (0..10).map(|i| Process::spawn(square, i).expect("spawned")).collect();
     for (i, child) in (0..).zip(&children) {
         assert_eq!(child.join(), Ok(i * i));
     }
-    let children: Vec<_> = (0..10)
-        .map(|_| Process::spawn(sleeper, ()).expect("spawned"))
-        .collect();
-    children
-        .iter()
-        .for_each(|child| child.terminate().expect("signalled"));
+    let children: Vec<_> = (0..10).map(|_| Process::spawn(sleeper, ()).expect("spawned")).collect();
+    children.iter().for_each(|child| child.terminate().expect("signalled"));
     for child in children {
         assert_eq!(death(child.join()), (Some(SIGTERM), None));
     }

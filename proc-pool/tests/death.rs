@@ -18,9 +18,7 @@ fn a_panic_is_told_with_message_and_place() {
     let _dog = watchdog();
     let child = Process::spawn(|x: u32| assert_eq!(x, 8, "that was not eight"), 7).expect("spawned");
     match child.join() {
-        Err(TaskError::Panicked {
-            message, location, ..
-        }) => {
+        Err(TaskError::Panicked { message, location, .. }) => {
             assert!(message.contains("that was not eight"), "{message}");
             assert!(location.expect("a place").contains("death.rs:"));
         }
@@ -79,13 +77,7 @@ fn what_a_dead_child_said_last_is_in_the_error() {
     )
     .expect("spawned");
     match child.join() {
-        Err(TaskError::WorkerDied {
-            stderr_tail,
-            label,
-            pid,
-            item,
-            ..
-        }) => {
+        Err(TaskError::WorkerDied { stderr_tail, label, pid, item, .. }) => {
             assert!(stderr_tail.contains("the last word is ouch"), "{stderr_tail}");
             assert!(label.contains("what_a_dead_child_said_last"), "{label}");
             assert_eq!((pid, item), (child.id(), None));
@@ -184,11 +176,7 @@ fn a_child_that_closes_its_descriptors_still_ends_with_its_parent() {
 fn family(writer: Handle) {
     let member = |writer: Handle| -> u8 {
         let sleep = std::process::Command::new("sleep").arg("1000").spawn();
-        writer.say(format_args!(
-            "{} {}",
-            std::process::id(),
-            sleep.expect("sleep exists").id()
-        ));
+        writer.say(format_args!("{} {}", std::process::id(), sleep.expect("sleep exists").id()));
         sleep_forever()
     };
     let copy = || Handle(writer.0.try_clone().expect("a descriptor"));
@@ -204,10 +192,8 @@ fn nothing_survives_the_kill_of_the_parent() {
         let parent = Process::spawn(family, writer).expect("spawned");
         let mut descendants = Vec::new();
         for _ in 0..2 {
-            let ids: Vec<u32> = line(&mut reader)
-                .split(' ')
-                .map(|id| id.parse().expect("a process id"))
-                .collect();
+            let ids: Vec<u32> =
+                line(&mut reader).split(' ').map(|id| id.parse().expect("a process id")).collect();
             descendants.extend(ids.iter().map(|&id| pidfd(id)));
             if stopped {
                 let child = pidfd(ids[0]);
@@ -289,10 +275,7 @@ fn a_parent_that_ignores_its_children_still_gets_their_results() {
             unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
             let child = Process::spawn(square, 4).expect("spawned");
             let result = child.join().ok();
-            (
-                result,
-                child.exit_status().map(|status| (status.code(), status.signal())),
-            )
+            (result, child.exit_status().map(|status| (status.code(), status.signal())))
         },
         (),
     )

@@ -66,9 +66,7 @@ fn conformance_executor_map_chunksize() {
 fn conformance_executor_shutdown_race_issue12456() {
     let _dog = watchdog();
     let pool = pool(5);
-    let tasks: Vec<_> = (0..5)
-        .map(|x| pool.submit(square, x).expect("submitted"))
-        .collect();
+    let tasks: Vec<_> = (0..5).map(|x| pool.submit(square, x).expect("submitted")).collect();
     drop(pool);
     drop(tasks);
 }
@@ -106,12 +104,8 @@ fn conformance_executor_saturation() {
     let pool = pool(2);
     let (reader, hold) = pipe();
     let gate = || ReadEnd(reader.get_ref().try_clone().expect("a descriptor").into());
-    let tasks: Vec<_> = (0..30)
-        .map(|_| {
-            pool.submit(|gate: ReadEnd| gate.until_end(), gate())
-                .expect("submitted")
-        })
-        .collect();
+    let tasks: Vec<_> =
+        (0..30).map(|_| pool.submit(|gate: ReadEnd| gate.until_end(), gate()).expect("submitted")).collect();
     assert_eq!(pool.workers().len(), 2);
     drop(hold);
     assert!(tasks.iter().all(|task| task.join().is_ok()));
@@ -123,9 +117,7 @@ macro_rules! outcomes {
         let pool: &Pool = $pool;
         [
             task_error(pool.call($function, $argument)).map(drop),
-            task_error(pool.submit($function, $argument))
-                .and_then(|task| task.join())
-                .map(drop),
+            task_error(pool.submit($function, $argument)).and_then(|task| task.join()).map(drop),
             task_error(pool.job($function).chunk_size(2).map([$argument; 3])).map(drop),
         ]
     }};
@@ -252,12 +244,8 @@ fn conformance_executor_crash_big_data() {
     let _dog = watchdog();
     let pool = pool(1);
     let crash = |_: Bytes| -> u8 { std::process::abort() };
-    let tasks: Vec<_> = (0..10)
-        .map(|seed| {
-            pool.submit(crash, Bytes::pattern(10 << 20, seed))
-                .expect("submitted")
-        })
-        .collect();
+    let tasks: Vec<_> =
+        (0..10).map(|seed| pool.submit(crash, Bytes::pattern(10 << 20, seed)).expect("submitted")).collect();
     for task in tasks {
         assert_eq!(death(task.join()), ABORTED);
     }
@@ -270,13 +258,9 @@ fn conformance_executor_gh105829_should_not_deadlock_if_wakeup_pipe_full() {
     let pool = pool(1);
     let (reader, hold) = pipe();
     let gate = ReadEnd(reader.into_inner().into());
-    let blocker = pool
-        .submit(|gate: ReadEnd| gate.until_end(), gate)
-        .expect("submitted");
+    let blocker = pool.submit(|gate: ReadEnd| gate.until_end(), gate).expect("submitted");
     // More than there are cells, rings and sockets for; none of them can be taken yet.
-    let tasks: Vec<_> = (0..20_000)
-        .map(|x| pool.submit(square, x).expect("submitted"))
-        .collect();
+    let tasks: Vec<_> = (0..20_000).map(|x| pool.submit(square, x).expect("submitted")).collect();
     drop(hold);
     assert_eq!(blocker.join(), Ok(()));
     for (x, task) in (0..).zip(tasks) {
@@ -296,9 +280,7 @@ fn conformance_executor_run_after_shutdown() {
 fn conformance_executor_hang_issue12364() {
     let _dog = watchdog();
     let pool = pool(2);
-    let tasks: Vec<_> = (0..50)
-        .map(|x| pool.submit(square, x).expect("submitted"))
-        .collect();
+    let tasks: Vec<_> = (0..50).map(|x| pool.submit(square, x).expect("submitted")).collect();
     pool.close();
     for (x, task) in (0..).zip(tasks) {
         assert_eq!(task.join(), Ok(square(x)));
@@ -353,9 +335,7 @@ fn conformance_executor_force_shutdown_workers_dead_workers() {
     let _dog = watchdog();
     let pool = pool(2);
     assert_eq!(death(task_error(pool.call(run, Fault::Abort))), ABORTED);
-    pool.workers()
-        .iter()
-        .for_each(|&worker| signal(worker, Signal::KILL));
+    pool.workers().iter().for_each(|&worker| signal(worker, Signal::KILL));
     pool.terminate();
     assert_eq!(pool.workers(), []);
 }

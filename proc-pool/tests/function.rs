@@ -13,10 +13,7 @@ where
     A: Serialize + DeserializeOwned,
     R: Serialize + DeserializeOwned,
 {
-    Process::spawn(function, argument)
-        .expect("spawned")
-        .join()
-        .expect("a result")
+    Process::spawn(function, argument).expect("spawned").join().expect("a result")
 }
 
 fn name_of<T>(_: ()) -> String {
@@ -36,20 +33,14 @@ fn functions_and_closures_of_one_type_are_told_apart() {
 fn generic_functions_keep_their_types() {
     let _dog = watchdog();
     assert_eq!(run(name_of::<u8>, ()), "u8");
-    assert_eq!(
-        run(name_of::<Vec<String>>, ()),
-        "alloc::vec::Vec<alloc::string::String>"
-    );
+    assert_eq!(run(name_of::<Vec<String>>, ()), "alloc::vec::Vec<alloc::string::String>");
 }
 
 #[test]
 fn functions_of_the_standard_library_can_be_sent() {
     let _dog = watchdog();
     assert_eq!(run(u64::swap_bytes, 1), 1 << 56);
-    assert_eq!(
-        run(|text: String| text.to_uppercase(), "straße".into()),
-        "STRASSE"
-    );
+    assert_eq!(run(|text: String| text.to_uppercase(), "straße".into()), "STRASSE");
 }
 
 #[test]

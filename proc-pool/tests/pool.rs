@@ -34,33 +34,17 @@ fn a_map_keeps_the_order() {
     let pool = pool(2);
     let expected: Vec<u64> = (0..100_000).map(square).collect();
     assert_eq!(pool.map(square, 0..100_000).expect("mapped"), expected);
-    assert_eq!(
-        pool.job(square).chunk_size(1).map(0..100_000).expect("mapped"),
-        expected
-    );
-    assert_eq!(
-        pool.job(square)
-            .chunk_size(7)
-            .in_flight(20)
-            .map(0..100_000)
-            .expect("mapped"),
-        expected
-    );
+    assert_eq!(pool.job(square).chunk_size(1).map(0..100_000).expect("mapped"), expected);
+    assert_eq!(pool.job(square).chunk_size(7).in_flight(20).map(0..100_000).expect("mapped"), expected);
 }
 
 #[test]
 fn imap_yields_in_order_and_imap_unordered_everything() {
     let _watch = watchdog();
     let pool = pool(3);
-    let ordered: Vec<u64> = pool
-        .imap(square, 0..10_000)
-        .map(|r| r.expect("a result"))
-        .collect();
+    let ordered: Vec<u64> = pool.imap(square, 0..10_000).map(|r| r.expect("a result")).collect();
     assert_eq!(ordered, (0..10_000).map(square).collect::<Vec<_>>());
-    let mut any: Vec<u64> = pool
-        .imap_unordered(square, 0..10_000)
-        .map(|r| r.expect("a result"))
-        .collect();
+    let mut any: Vec<u64> = pool.imap_unordered(square, 0..10_000).map(|r| r.expect("a result")).collect();
     any.sort_unstable();
     assert_eq!(any, ordered);
 }
@@ -71,10 +55,7 @@ fn a_number_of_workers_out_of_range_is_refused_by_name() {
     for workers in [0, 513, usize::MAX] {
         let error = Pool::new(workers).expect_err("no such pool");
         assert!(error.is_invalid_input());
-        assert_eq!(
-            error.to_string(),
-            format!("a pool has 1 to 512 workers, not {workers}")
-        );
+        assert_eq!(error.to_string(), format!("a pool has 1 to 512 workers, not {workers}"));
     }
 }
 
@@ -84,14 +65,10 @@ fn a_chunk_size_of_0_is_refused_by_name() {
     let pool = pool(1);
     let job = pool.job(square).chunk_size(0);
     let error = job.map(0..3).expect_err("no such chunks");
-    assert!(
-        error.is_invalid_input() && error.to_string().contains("not 0"),
-        "{error}"
-    );
-    for mut outcomes in [
-        Box::new(job.imap(0..3)) as Box<dyn Iterator<Item = _>>,
-        Box::new(job.imap_unordered(0..3)),
-    ] {
+    assert!(error.is_invalid_input() && error.to_string().contains("not 0"), "{error}");
+    for mut outcomes in
+        [Box::new(job.imap(0..3)) as Box<dyn Iterator<Item = _>>, Box::new(job.imap_unordered(0..3))]
+    {
         let first = outcomes.next();
         assert!(
             matches!(&first, Some(Err(TaskError::Unavailable { reason, .. })) if reason.contains("not 0")),
@@ -108,14 +85,8 @@ fn nothing_in_flight_is_refused_by_name() {
     let pool = pool(1);
     let job = pool.job(square).in_flight(0);
     let error = job.map(0..3).expect_err("nothing may be sent");
-    assert!(
-        error.is_invalid_input() && error.to_string().contains("not 0"),
-        "{error}"
-    );
-    assert!(matches!(
-        job.imap(0..3).next(),
-        Some(Err(TaskError::Unavailable { .. }))
-    ));
+    assert!(error.is_invalid_input() && error.to_string().contains("not 0"), "{error}");
+    assert!(matches!(job.imap(0..3).next(), Some(Err(TaskError::Unavailable { .. }))));
 }
 
 #[test]
@@ -145,16 +116,9 @@ fn one_pool_calls_many_functions() {
         assert_eq!(pool.call(square, 7).expect("called"), 49);
         assert_eq!(pool.call(|x: u64| x + 1, 7).expect("called"), 8);
         assert_eq!(pool.call(|x: u64| x + 2, 7).expect("called"), 9);
-        assert_eq!(
-            pool.call(|text: String| text.len(), "text".into())
-                .expect("called"),
-            4
-        );
+        assert_eq!(pool.call(|text: String| text.len(), "text".into()).expect("called"), 4);
         pool.call(|()| (), ()).expect("called");
-        assert_eq!(
-            pool.map(|x: u8| Some(x), 0..3).expect("mapped"),
-            [0, 1, 2].map(Some)
-        );
+        assert_eq!(pool.map(|x: u8| Some(x), 0..3).expect("mapped"), [0, 1, 2].map(Some));
     }
 }
 
@@ -174,9 +138,7 @@ fn a_function_that_is_new_reaches_workers_that_are_busy() {
         )
         .expect("submitted");
     assert_eq!(line(&mut reader), "busy");
-    let tasks: Vec<_> = (0..100)
-        .map(|x| pool.submit(|x: u64| x ^ 1, x).expect("submitted"))
-        .collect();
+    let tasks: Vec<_> = (0..100).map(|x| pool.submit(|x: u64| x ^ 1, x).expect("submitted")).collect();
     drop(hold);
     for (x, task) in (0..).zip(tasks) {
         assert_eq!(task.join(), Ok(x ^ 1));
@@ -210,9 +172,7 @@ fn threads_share_a_pool() {
                 assert_eq!(right.count(), 3000);
             });
             scope.spawn(move || {
-                let tasks: Vec<_> = (0..500)
-                    .map(|x| pool.submit(square, x).expect("submitted"))
-                    .collect();
+                let tasks: Vec<_> = (0..500).map(|x| pool.submit(square, x).expect("submitted")).collect();
                 for (x, task) in (0..).zip(tasks) {
                     assert_eq!(task.join(), Ok(square(x)));
                 }
@@ -265,10 +225,7 @@ fn workers_have_the_environment_they_were_given() {
     let _watch = watchdog();
     let pool = Pool::builder().workers(1).env("POOL_TEST_WORD", "word").build();
     let word = |()| std::env::var("POOL_TEST_WORD").ok();
-    assert_eq!(
-        pool.expect("a pool").call(word, ()).expect("called").as_deref(),
-        Some("word")
-    );
+    assert_eq!(pool.expect("a pool").call(word, ()).expect("called").as_deref(), Some("word"));
     assert!(std::env::var_os("POOL_TEST_WORD").is_none());
 }
 
@@ -303,11 +260,7 @@ fn no_more_items_are_taken_than_may_be_in_flight() {
         let job = pool.job(square).in_flight(in_flight).chunk_size(chunk);
         for (yielded, outcome) in (1..).zip(job.imap(counted(&taken)).take(300)) {
             assert_eq!(outcome, Ok(square(yielded - 1)));
-            assert!(
-                taken.get() <= yielded + in_flight as u64,
-                "{} of {yielded}",
-                taken.get()
-            );
+            assert!(taken.get() <= yielded + in_flight as u64, "{} of {yielded}", taken.get());
         }
     }
 }
@@ -338,9 +291,7 @@ fn lazy_maps_dropped_half_way_leave_room_for_more() {
     let _watch = watchdog();
     let pool = pool(2);
     for round in 0..100 {
-        let mut lazy = pool
-            .job(|x: Bytes| x)
-            .imap((0..).map(|_| Bytes::pattern(9000, 1)));
+        let mut lazy = pool.job(|x: Bytes| x).imap((0..).map(|_| Bytes::pattern(9000, 1)));
         for _ in 0..round % 5 {
             assert_eq!(lazy.next(), Some(Ok(Bytes::pattern(9000, 1))));
         }
@@ -348,10 +299,7 @@ fn lazy_maps_dropped_half_way_leave_room_for_more() {
         assert!((0..round).all(|_| matches!(lazy.next(), Some(Ok(_)))));
     }
     let expected: Vec<u64> = (0..10_000).map(square).collect();
-    assert_eq!(
-        pool.job(square).chunk_size(1).map(0..10_000).expect("mapped"),
-        expected
-    );
+    assert_eq!(pool.job(square).chunk_size(1).map(0..10_000).expect("mapped"), expected);
 }
 
 #[test]
@@ -368,9 +316,7 @@ fn two_lazy_maps_are_taken_in_turns() {
 fn five_thousand_tasks_are_joined() {
     let _watch = watchdog();
     let pool = pool(2);
-    let tasks: Vec<_> = (0..5000)
-        .map(|x| pool.submit(square, x).expect("submitted"))
-        .collect();
+    let tasks: Vec<_> = (0..5000).map(|x| pool.submit(square, x).expect("submitted")).collect();
     for (x, task) in (0..).zip(tasks) {
         assert_eq!(task.join(), Ok(square(x)));
     }
@@ -381,9 +327,7 @@ fn a_task_nobody_waits_for_becomes_done() {
     let _watch = watchdog();
     let pool = pool(1);
     let (mut reader, writer) = pipe();
-    let tasks: Vec<_> = (0..10)
-        .map(|x| pool.submit(square, x).expect("submitted"))
-        .collect();
+    let tasks: Vec<_> = (0..10).map(|x| pool.submit(square, x).expect("submitted")).collect();
     drop(pool.submit(|writer: Handle| writer.say("ran"), writer));
     while !tasks.iter().all(|task| task.is_done()) {
         std::thread::yield_now();
@@ -398,9 +342,7 @@ fn a_task_is_waited_for_as_long_as_wanted() {
     let pool = pool(1);
     let (reader, hold) = pipe();
     let wait = |gate: ReadEnd| gate.until_end();
-    let task = pool
-        .submit(wait, ReadEnd(reader.into_inner().into()))
-        .expect("submitted");
+    let task = pool.submit(wait, ReadEnd(reader.into_inner().into())).expect("submitted");
     assert!(!task.is_done());
     assert_eq!(task.join_timeout(Duration::ZERO), Ok(None));
     assert_eq!(task.join_timeout(Duration::from_millis(20)), Ok(None));
@@ -428,9 +370,7 @@ fn looking_at_a_task_does_not_wait_for_its_join() {
     let pool = pool(1);
     let (reader, hold) = pipe();
     let gate = ReadEnd(reader.into_inner().into());
-    let task = &pool
-        .submit(|gate: ReadEnd| gate.until_end(), gate)
-        .expect("submitted");
+    let task = &pool.submit(|gate: ReadEnd| gate.until_end(), gate).expect("submitted");
     std::thread::scope(|scope| {
         let joiner = scope.spawn(|| task.join());
         // Whoever of the two is first: the gate opens only afterwards.

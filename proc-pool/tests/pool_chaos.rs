@@ -13,10 +13,7 @@ use std::time::Duration;
 const WORKERS: usize = 3;
 
 fn runs() -> u64 {
-    std::env::var("CHAOS_RUNS")
-        .ok()
-        .and_then(|runs| runs.parse().ok())
-        .unwrap_or(3)
+    std::env::var("CHAOS_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(3)
 }
 
 /// A small generator of random numbers.
@@ -87,10 +84,7 @@ fn rounds(round: impl Fn(&Pool, u64) -> u32) {
         let pool = Pool::new(WORKERS).expect("a pool");
         kills += round(&pool, seed);
         // And it still works.
-        assert_eq!(
-            pool.map(mix, 0..100).expect("mapped"),
-            (0..100).map(mix).collect::<Vec<_>>()
-        );
+        assert_eq!(pool.map(mix, 0..100).expect("mapped"), (0..100).map(mix).collect::<Vec<_>>());
     }
     assert!(kills > 0);
     eprintln!("{} rounds, {kills} kills", runs());
@@ -98,12 +92,7 @@ fn rounds(round: impl Fn(&Pool, u64) -> u32) {
 
 fn every_result_once(pool: &Pool, items: u64, chunk: usize) {
     let mut seen = vec![false; usize::try_from(items).expect("small")];
-    for outcome in pool
-        .job(tagged)
-        .retries(50)
-        .chunk_size(chunk)
-        .imap_unordered(0..items)
-    {
+    for outcome in pool.job(tagged).retries(50).chunk_size(chunk).imap_unordered(0..items) {
         let (item, result) = outcome.expect("a result");
         assert_eq!(result, mix(item));
         let seen = &mut seen[usize::try_from(item).expect("small")];
@@ -127,15 +116,9 @@ fn an_ordered_map_comes_right_while_workers_are_killed() {
     rounds(|pool, seed| {
         under_fire(pool, seed, || {
             let job = pool.job(mix).retries(50);
-            assert_eq!(
-                job.map(0..50_000).expect("mapped"),
-                (0..50_000).map(mix).collect::<Vec<_>>()
-            );
+            assert_eq!(job.map(0..50_000).expect("mapped"), (0..50_000).map(mix).collect::<Vec<_>>());
             let ordered = job.imap(0..5000).zip(0..);
-            assert_eq!(
-                ordered.filter(|(result, item)| *result == Ok(mix(*item))).count(),
-                5000
-            );
+            assert_eq!(ordered.filter(|(result, item)| *result == Ok(mix(*item))).count(), 5000);
         })
     });
 }
@@ -147,17 +130,10 @@ fn values_of_every_size_come_right_while_workers_are_killed() {
             // In the cell, in the arena, and beyond it.
             let len = |item: usize| [100, 5000, 70_000, 1_500_000][item % 4];
             let items = (0..200).map(|item| Bytes::pattern(len(item), 7));
-            let results = pool
-                .job(|bytes: Bytes| bytes)
-                .retries(1000)
-                .chunk_size(3)
-                .imap(items);
+            let results = pool.job(|bytes: Bytes| bytes).retries(1000).chunk_size(3).imap(items);
             let mut count = 0;
             for (item, outcome) in results.enumerate() {
-                assert!(
-                    outcome.expect("a result") == Bytes::pattern(len(item), 7),
-                    "{item}"
-                );
+                assert!(outcome.expect("a result") == Bytes::pattern(len(item), 7), "{item}");
                 count += 1;
             }
             assert_eq!(count, 200);

@@ -99,9 +99,7 @@ fn conformance_pool_async_timeout() {
     let pool = pool(1);
     let (reader, hold) = pipe();
     let gate = ReadEnd(reader.into_inner().into());
-    let task = pool
-        .submit(|gate: ReadEnd| gate.until_end(), gate)
-        .expect("submitted");
+    let task = pool.submit(|gate: ReadEnd| gate.until_end(), gate).expect("submitted");
     assert_eq!(task.join_timeout(Duration::from_millis(50)), Ok(None));
     drop(hold);
     assert_eq!(task.join(), Ok(()));
@@ -193,12 +191,8 @@ fn conformance_pool_terminate() {
     let workers = pool.workers();
     let lazy = pool.imap(|_: u64| sleep_forever(), 0..10_000);
     let lazy: proc_pool::Imap<'_, _, ()> = lazy;
-    let tasks: Vec<_> = (0..10_000)
-        .map(|x| {
-            pool.submit(|_: u64| -> u8 { sleep_forever() }, x)
-                .expect("submitted")
-        })
-        .collect();
+    let tasks: Vec<_> =
+        (0..10_000).map(|x| pool.submit(|_: u64| -> u8 { sleep_forever() }, x).expect("submitted")).collect();
     pool.terminate();
     pool.join().expect("joined");
     workers.into_iter().for_each(until_gone);
@@ -219,26 +213,13 @@ fn conformance_pool_empty_iterable() {
 #[test]
 fn conformance_pool_traceback() {
     let _dog = watchdog();
-    let pool = Pool::builder()
-        .workers(1)
-        .env("RUST_BACKTRACE", "1")
-        .build()
-        .expect("a pool");
+    let pool = Pool::builder().workers(1).env("RUST_BACKTRACE", "1").build().expect("a pool");
     let outcome = task_error(pool.call(|x: u64| -> u64 { panic!("number {x}") }, 5));
     match outcome {
-        Err(TaskError::Panicked {
-            message,
-            location,
-            backtrace,
-            ..
-        }) => {
+        Err(TaskError::Panicked { message, location, backtrace, .. }) => {
             assert_eq!(message, "number 5");
             assert!(location.expect("a place").contains("pool_conformance.rs"));
-            assert!(
-                backtrace
-                    .expect("asked for")
-                    .contains("conformance_pool_traceback")
-            );
+            assert!(backtrace.expect("asked for").contains("conformance_pool_traceback"));
         }
         other => panic!("{other:?}"),
     }
@@ -288,10 +269,7 @@ fn conformance_pool_unpickleable_result() {
     let workers = pool.workers();
     for number in 0..20 {
         let task = pool.submit(|number: u32| Faulty::encoding(number, Fault::Error), number);
-        assert!(matches!(
-            task.expect("submitted").join(),
-            Err(TaskError::Codec { .. })
-        ));
+        assert!(matches!(task.expect("submitted").join(), Err(TaskError::Codec { .. })));
     }
     assert_eq!(pool.workers(), workers, "no worker was lost");
     goes_on(&pool);
@@ -309,10 +287,7 @@ fn conformance_pool_release_unused_processes() {
         let pool = Pool::new(2).expect("enough for two");
         let open = std::fs::read_dir("/proc/self/fd").expect("readable").count();
         drop(pool);
-        let limit = rustix::process::Rlimit {
-            current: Some(open as u64),
-            maximum: Some(open as u64),
-        };
+        let limit = rustix::process::Rlimit { current: Some(open as u64), maximum: Some(open as u64) };
         rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).expect("lowered");
         let failed = Pool::new(4).is_err();
         (failed, children(), Pool::new(1).is_ok())

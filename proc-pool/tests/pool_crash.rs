@@ -21,9 +21,7 @@ fn tripled(item: u64) -> u64 {
 
 /// Workers that die at the step when they pass it for the `passage`-th time.
 fn mortal(point: &str, passage: u32) -> Pool {
-    let pool = Pool::builder()
-        .workers(2)
-        .env("SHM_CRASH_POINT", format!("{point}:{passage}"));
+    let pool = Pool::builder().workers(2).env("SHM_CRASH_POINT", format!("{point}:{passage}"));
     pool.build().expect("a pool")
 }
 
@@ -40,9 +38,7 @@ fn work(point: &str, passage: u32) -> bool {
     for item in 0..200 {
         assert_eq!(job.call(item).expect("called"), 3 * item, "{point}");
     }
-    let tasks: Vec<_> = (0..100)
-        .map(|item| job.submit(item).expect("submitted"))
-        .collect();
+    let tasks: Vec<_> = (0..100).map(|item| job.submit(item).expect("submitted")).collect();
     for (item, task) in (0..).zip(tasks) {
         assert_eq!(task.join(), Ok(3 * item), "{point}");
     }

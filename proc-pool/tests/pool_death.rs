@@ -46,29 +46,15 @@ impl Way {
     #[track_caller]
     fn check<R: std::fmt::Debug>(self, outcome: Result<R, TaskError>, index: u64) {
         match outcome {
-            Err(TaskError::Panicked {
-                message, location, ..
-            }) => {
+            Err(TaskError::Panicked { message, location, .. }) => {
                 assert_eq!((self, &*message), (Self::Panic, "panicked on purpose"));
                 assert!(location.expect("a place").contains("pool_death.rs"));
             }
-            Err(TaskError::WorkerDied {
-                pid,
-                signal,
-                code,
-                item,
-                label,
-                stderr_tail,
-                oom,
-                ..
-            }) => {
+            Err(TaskError::WorkerDied { pid, signal, code, item, label, stderr_tail, oom, .. }) => {
                 assert_eq!((item, oom), (Some(index), false));
                 assert!(pid != 0 && pid != std::process::id());
                 assert!(label.contains("pool_death"), "{label}");
-                assert!(
-                    stderr_tail.contains(&format!("last words of {index};")),
-                    "{index}: {stderr_tail}"
-                );
+                assert!(stderr_tail.contains(&format!("last words of {index};")), "{index}: {stderr_tail}");
                 let expected: &[(Option<i32>, Option<i32>)] = match self {
                     Self::Exit => &[(None, Some(3))],
                     Self::Abort => &[(Some(SIGABRT), None)],
@@ -78,10 +64,7 @@ impl Way {
                     Self::Kill => &[(Some(SIGKILL), None)],
                     Self::Live | Self::Panic => &[],
                 };
-                assert!(
-                    expected.contains(&(signal, code)),
-                    "{self:?}: {signal:?} {code:?}"
-                );
+                assert!(expected.contains(&(signal, code)), "{self:?}: {signal:?} {code:?}");
             }
             other => panic!("{self:?} of {index}: {other:?}"),
         }
@@ -110,10 +93,7 @@ fn live_or_die((index, way): (u64, Way)) -> u64 {
 fn goes_on(pool: &Pool) {
     let job = pool.job(live_or_die).chunk_size(3);
     let results = job.map((0..500).map(|index| (index, Way::Live)));
-    assert_eq!(
-        results.expect("mapped"),
-        (0..500).map(|index| index * 2).collect::<Vec<_>>()
-    );
+    assert_eq!(results.expect("mapped"), (0..500).map(|index| index * 2).collect::<Vec<_>>());
 }
 
 #[track_caller]
@@ -143,10 +123,7 @@ fn a_panic_costs_no_worker() {
     let pool = pool(2);
     let before = pool.workers();
     Way::Panic.check(task_error(pool.call(live_or_die, (0, Way::Panic))), 0);
-    let outcomes = pool
-        .job(live_or_die)
-        .chunk_size(5)
-        .imap((0..20).map(|index| (index, Way::Panic)));
+    let outcomes = pool.job(live_or_die).chunk_size(5).imap((0..20).map(|index| (index, Way::Panic)));
     for (index, outcome) in (0..).zip(outcomes) {
         Way::Panic.check(outcome, index);
     }
@@ -158,14 +135,8 @@ fn a_panic_costs_no_worker() {
 fn submitted_tasks_that_kill_their_worker_fail_alone() {
     let _dog = watchdog();
     let pool = pool(2);
-    let ways = || {
-        DEATHS
-            .into_iter()
-            .flat_map(|way| [Way::Live, way, Way::Panic, Way::Live])
-    };
-    let tasks: Vec<_> = ways()
-        .map(|way| pool.submit(live_or_die, (0, way)).expect("submitted"))
-        .collect();
+    let ways = || DEATHS.into_iter().flat_map(|way| [Way::Live, way, Way::Panic, Way::Live]);
+    let tasks: Vec<_> = ways().map(|way| pool.submit(live_or_die, (0, way)).expect("submitted")).collect();
     for (way, task) in ways().zip(tasks) {
         match way {
             Way::Live => assert_eq!(task.join(), Ok(0)),
@@ -177,19 +148,8 @@ fn submitted_tasks_that_kill_their_worker_fail_alone() {
 
 /// Every seventh item dies, each in another way; all others live.
 fn mixed(index: u64) -> Way {
-    const WAYS: [Way; 6] = [
-        Way::Panic,
-        Way::Exit,
-        Way::Abort,
-        Way::Fault,
-        Way::Overflow,
-        Way::Kill,
-    ];
-    if index % 7 == 3 {
-        WAYS[usize::try_from(index / 7).expect("small") % WAYS.len()]
-    } else {
-        Way::Live
-    }
+    const WAYS: [Way; 6] = [Way::Panic, Way::Exit, Way::Abort, Way::Fault, Way::Overflow, Way::Kill];
+    if index % 7 == 3 { WAYS[usize::try_from(index / 7).expect("small") % WAYS.len()] } else { Way::Live }
 }
 
 #[test]
@@ -220,14 +180,8 @@ fn items_of_lazy_maps_that_kill_their_worker_fail_alone() {
         good.sort_unstable();
         bad.sort_unstable();
         let expected = |wanted: fn(Way) -> bool| items().filter(move |item| wanted(item.1));
-        assert!(
-            good.into_iter()
-                .eq(expected(|way| way == Way::Live).map(|(index, _)| index * 2))
-        );
-        assert!(
-            bad.into_iter()
-                .eq(expected(|way| DEATHS.contains(&way)).map(|(index, _)| index))
-        );
+        assert!(good.into_iter().eq(expected(|way| way == Way::Live).map(|(index, _)| index * 2)));
+        assert!(bad.into_iter().eq(expected(|way| DEATHS.contains(&way)).map(|(index, _)| index)));
     }
     goes_on(&pool);
 }
@@ -259,9 +213,7 @@ fn mark(path: &Path, index: u64) {
     use std::io::Write;
     let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
     let line = format!("{index}\n");
-    file.expect("writable")
-        .write_all(line.as_bytes())
-        .expect("written");
+    file.expect("writable").write_all(line.as_bytes()).expect("written");
 }
 
 /// How often each item left its mark.
@@ -291,10 +243,7 @@ fn items_that_had_results_do_not_run_again() {
         let outcomes: Vec<_> = pool.job(run).chunk_size(chunk).imap(items).collect();
         assert_eq!(outcomes.iter().filter(|outcome| outcome.is_err()).count(), 6);
         let runs = marks(&path);
-        assert!(
-            (0..60).all(|index| runs.get(&index) == Some(&1)),
-            "{chunk}: {runs:?}"
-        );
+        assert!((0..60).all(|index| runs.get(&index) == Some(&1)), "{chunk}: {runs:?}");
     }
 }
 
@@ -322,10 +271,7 @@ fn an_item_is_retried_as_often_as_asked() {
     for way in DEATHS {
         assert_eq!(task_error(job.call(fresh(2, way))), Ok(3));
         let item = fresh(3, way);
-        assert!(matches!(
-            task_error(job.call(item.clone())),
-            Err(TaskError::WorkerDied { .. })
-        ));
+        assert!(matches!(task_error(job.call(item.clone())), Err(TaskError::WorkerDied { .. })));
         assert_eq!(marks(&item.0)[&0], 3);
     }
     assert_eq!(job.submit(fresh(1, Way::Kill)).expect("submitted").join(), Ok(2));
@@ -361,11 +307,7 @@ fn a_worker_that_dies_with_a_large_result_fails_only_its_item() {
     let _dog = watchdog();
     let pool = pool(2);
     let result = |index: usize| {
-        let fault = if index % 3 == 1 {
-            Fault::Abort
-        } else {
-            Fault::Nothing
-        };
+        let fault = if index % 3 == 1 { Fault::Abort } else { Fault::Nothing };
         // The large part is encoded first.
         (Bytes::pattern(3 << 20, 1), Faulty::encoding(0, fault))
     };

@@ -25,14 +25,8 @@ fn a_closed_pool_accepts_nothing() {
     assert!(pool.call(square, 1).expect_err("closed").is_closed());
     assert!(pool.submit(square, 1).expect_err("closed").is_closed());
     assert!(pool.map(square, 0..3).expect_err("closed").is_closed());
-    assert_eq!(
-        pool.imap(square, 0..3).collect::<Vec<_>>(),
-        [Err(TaskError::PoolClosed)]
-    );
-    assert_eq!(
-        pool.imap_unordered(square, 0..3).collect::<Vec<_>>(),
-        [Err(TaskError::PoolClosed)]
-    );
+    assert_eq!(pool.imap(square, 0..3).collect::<Vec<_>>(), [Err(TaskError::PoolClosed)]);
+    assert_eq!(pool.imap_unordered(square, 0..3).collect::<Vec<_>>(), [Err(TaskError::PoolClosed)]);
     pool.close();
     pool.join().expect("joined");
     assert!(pool.call(square, 1).expect_err("closed").is_closed());
@@ -42,9 +36,7 @@ fn a_closed_pool_accepts_nothing() {
 fn what_was_submitted_before_the_close_is_run() {
     let _watch = watchdog();
     let pool = pool(2);
-    let tasks: Vec<_> = (0..3000)
-        .map(|x| pool.submit(square, x).expect("submitted"))
-        .collect();
+    let tasks: Vec<_> = (0..3000).map(|x| pool.submit(square, x).expect("submitted")).collect();
     let workers = pool.workers();
     pool.close();
     pool.join().expect("joined");
@@ -58,9 +50,7 @@ fn what_was_submitted_before_the_close_is_run() {
 fn a_worker_killed_after_the_close_does_not_stop_the_rest() {
     let _watch = watchdog();
     let pool = pool(2);
-    let tasks: Vec<_> = (0..300)
-        .map(|x| pool.job(square).retries(9).submit(x).expect("submitted"))
-        .collect();
+    let tasks: Vec<_> = (0..300).map(|x| pool.job(square).retries(9).submit(x).expect("submitted")).collect();
     pool.close();
     for worker in pool.workers() {
         signal(worker, rustix::process::Signal::KILL);
@@ -132,9 +122,7 @@ fn terminate_ends_ten_thousand_tasks_that_never_end() {
     let _watch = watchdog();
     let pool = pool(3);
     let workers = pool.workers();
-    let tasks: Vec<_> = (0..10_000)
-        .map(|x| pool.submit(sleeper, x).expect("submitted"))
-        .collect();
+    let tasks: Vec<_> = (0..10_000).map(|x| pool.submit(sleeper, x).expect("submitted")).collect();
     pool.terminate();
     pool.join().expect("joined");
     workers.into_iter().for_each(until_gone);
@@ -252,10 +240,7 @@ fn a_forked_child_cannot_use_the_pool_and_does_not_harm_it() {
             pool.terminate();
             // SAFETY: only this copy of the pool is dropped, and nothing of this process uses it afterwards.
             drop(unsafe { std::ptr::read(&pool) });
-            (0..)
-                .zip(refused)
-                .map(|(bit, refused)| i32::from(refused) << bit)
-                .sum()
+            (0..).zip(refused).map(|(bit, refused)| i32::from(refused) << bit).sum()
         });
         let rest = lazy.take(99).filter(|outcome| outcome.is_ok()).count();
         let intact = pool.workers() == workers;
@@ -263,8 +248,5 @@ fn a_forked_child_cannot_use_the_pool_and_does_not_harm_it() {
         (code, first, task.join(), rest, intact, mapped.ok())
     };
     let child = Process::spawn(fork, ()).expect("spawned");
-    assert_eq!(
-        child.join(),
-        Ok((0b111_1111, Some(Ok(0)), Ok(25), 99, true, Some(998_001)))
-    );
+    assert_eq!(child.join(), Ok((0b111_1111, Some(Ok(0)), Ok(25), 99, true, Some(998_001))));
 }

@@ -103,28 +103,9 @@ fn items_larger_than_the_window_of_bytes_still_go() {
 fn items_of_every_size_come_back_from_chunks() {
     let _watch = watchdog();
     let pool = pool(2);
-    let lens = [
-        10_usize,
-        100_000,
-        3,
-        250_000,
-        260_000,
-        16_000,
-        1 << 20,
-        5,
-        130_000,
-        120_000,
-    ];
-    let items = || {
-        (0..60_u8)
-            .zip(lens.into_iter().cycle())
-            .map(|(seed, len)| Bytes::pattern(len, seed))
-    };
-    let back = pool
-        .job(|bytes: Bytes| bytes)
-        .chunk_size(7)
-        .map(items())
-        .expect("mapped");
+    let lens = [10_usize, 100_000, 3, 250_000, 260_000, 16_000, 1 << 20, 5, 130_000, 120_000];
+    let items = || (0..60_u8).zip(lens.into_iter().cycle()).map(|(seed, len)| Bytes::pattern(len, seed));
+    let back = pool.job(|bytes: Bytes| bytes).chunk_size(7).map(items()).expect("mapped");
     assert!(back.into_iter().eq(items()));
 }
 
@@ -150,19 +131,9 @@ fn a_lazy_map_yields_what_is_under_way_at_a_close_and_then_one_error() {
         let lazy = job.imap((0..).inspect(|_| taken.set(taken.get() + 1)));
         let mut yielded = after_a_close(lazy, &first);
         assert_eq!(yielded.pop(), Some(Err(TaskError::PoolClosed)));
-        assert!(
-            yielded
-                .iter()
-                .cloned()
-                .eq((0..yielded.len() as u64).map(|x| Ok(square(x))))
-        );
+        assert!(yielded.iter().cloned().eq((0..yielded.len() as u64).map(|x| Ok(square(x)))));
         // At most one chunk was taken in vain.
-        assert!(
-            yielded.len() + chunk >= taken.get(),
-            "{} of {}",
-            yielded.len(),
-            taken.get()
-        );
+        assert!(yielded.len() + chunk >= taken.get(), "{} of {}", yielded.len(), taken.get());
 
         let second = pool(2);
         let job = second.job(square).in_flight(in_flight).chunk_size(chunk);
@@ -176,11 +147,7 @@ fn a_lazy_map_yields_what_is_under_way_at_a_close_and_then_one_error() {
 fn a_variable_that_no_process_can_have_is_refused() {
     let _watch = watchdog();
     for (key, value) in [("", "x"), ("A=B", "x"), ("A\0B", "x"), ("A", "x\0y")] {
-        let error = Pool::builder()
-            .workers(1)
-            .env(key, value)
-            .build()
-            .expect_err("refused");
+        let error = Pool::builder().workers(1).env(key, value).build().expect_err("refused");
         assert!(error.is_invalid_input(), "{error}");
         assert!(error.to_string().contains(&format!("{key:?}")), "{error}");
     }

@@ -39,10 +39,7 @@ fn tripled(number: u32) -> u32 {
 fn goes_on(pool: &Pool) {
     assert_eq!(pool.call(tripled, 5).expect("called"), 15);
     let expected: Vec<u32> = (0..2000).map(tripled).collect();
-    assert_eq!(
-        pool.job(tripled).chunk_size(3).map(0..2000).expect("mapped"),
-        expected
-    );
+    assert_eq!(pool.job(tripled).chunk_size(3).map(0..2000).expect("mapped"), expected);
 }
 
 #[track_caller]
@@ -77,10 +74,7 @@ fn a_call_takes_and_returns_values_of_every_size() {
 fn a_submitted_task_takes_and_returns_values_of_every_size() {
     let _watch = watchdog();
     let pool = pool(2);
-    let tasks = SIZES.map(|len| {
-        pool.submit(same::<Bytes>, Bytes::pattern(len, 2))
-            .expect("submitted")
-    });
+    let tasks = SIZES.map(|len| pool.submit(same::<Bytes>, Bytes::pattern(len, 2)).expect("submitted"));
     for (len, task) in SIZES.into_iter().zip(tasks) {
         assert!(task.join().expect("a result") == Bytes::pattern(len, 2));
     }
@@ -110,14 +104,9 @@ fn lazy_maps_take_and_return_values_of_every_size() {
     assert!(pool.imap(made, sizes()).eq(expected()));
     assert!(pool.job(made).chunk_size(5).imap(sizes()).eq(expected()));
     let job = pool.job(same::<Bytes>).chunk_size(3);
-    assert!(
-        job.imap(sizes().map(|(len, seed)| Bytes::pattern(len, seed)))
-            .eq(expected())
-    );
-    let mut lens: Vec<usize> = pool
-        .imap_unordered(made, sizes())
-        .map(|bytes| bytes.expect("a result").0.len())
-        .collect();
+    assert!(job.imap(sizes().map(|(len, seed)| Bytes::pattern(len, seed))).eq(expected()));
+    let mut lens: Vec<usize> =
+        pool.imap_unordered(made, sizes()).map(|bytes| bytes.expect("a result").0.len()).collect();
     lens.sort_unstable();
     let mut expected: Vec<usize> = sizes().map(|(len, _)| len).collect();
     expected.sort_unstable();
@@ -130,11 +119,7 @@ fn thousands_of_large_results_outgrow_the_arena_and_come_all_the_same() {
     let pool = pool(2);
     // 512 in flight at 900 KiB are more than the arena has.
     let results = pool.imap(made, (0..700).map(|_| (900 << 10, 3)));
-    assert!(
-        results
-            .map(|bytes| bytes.expect("a result").0.len())
-            .eq((0..700).map(|_| 900 << 10))
-    );
+    assert!(results.map(|bytes| bytes.expect("a result").0.len()).eq((0..700).map(|_| 900 << 10)));
 }
 
 #[test]
@@ -144,19 +129,13 @@ fn a_sender_in_an_argument_sends() {
     let (tx, rx) = bounded::<u64>(64).expect("a queue");
     let send = |(tx, number): (Sender<u64>, u64)| tx.send(number).is_ok();
     assert!(pool.call(send, (tx.clone(), 0)).expect("called"));
-    assert_eq!(
-        pool.submit(send, (tx.clone(), 1)).expect("submitted").join(),
-        Ok(true)
-    );
+    assert_eq!(pool.submit(send, (tx.clone(), 1)).expect("submitted").join(), Ok(true));
     let items = |from: u64| (from..from + 10).map(|number| (tx.clone(), number));
     for chunk in [1, 4] {
         let job = pool.job(send).chunk_size(chunk);
         assert_eq!(job.map(items(2)).expect("mapped"), [true; 10]);
     }
-    assert_eq!(
-        pool.imap(send, items(2)).filter(|sent| *sent == Ok(true)).count(),
-        10
-    );
+    assert_eq!(pool.imap(send, items(2)).filter(|sent| *sent == Ok(true)).count(), 10);
     drop(tx);
     // The workers hold none any more either, so the queue ends.
     let mut received: Vec<u64> = rx.iter().map(|number| number.expect("it decodes")).collect();
@@ -199,12 +178,7 @@ fn queue_ends_come_back_as_results() {
     assert_eq!(task.join().map(open), Ok(vec![8]));
     for chunk in [1, 6] {
         let queues = pool.job(queue).chunk_size(chunk).map(0..20).expect("mapped");
-        assert!(
-            queues
-                .into_iter()
-                .map(open)
-                .eq((0..20).map(|number| vec![number]))
-        );
+        assert!(queues.into_iter().map(open).eq((0..20).map(|number| vec![number])));
     }
     let queues = pool.imap(queue, 0..20).map(|ends| ends.map(open));
     assert!(queues.eq((0..20).map(|number| Ok(vec![number]))));
@@ -237,9 +211,7 @@ fn an_argument_with_too_many_handles_is_refused_by_name() {
     let pool = pool(1);
     let writers = |count: usize| -> Vec<Handle> {
         let (_, writer) = pipe();
-        (0..count)
-            .map(|_| Handle(writer.0.try_clone().expect("a descriptor")))
-            .collect()
+        (0..count).map(|_| Handle(writer.0.try_clone().expect("a descriptor"))).collect()
     };
     let count = |writers: Vec<Handle>| writers.len();
     assert_eq!(pool.call(count, writers(200)).expect("called"), 200);
@@ -253,9 +225,7 @@ fn an_argument_with_too_many_handles_is_refused_by_name() {
 /// So many handles.
 fn handles(count: usize) -> Vec<Handle> {
     let (_, writer) = pipe();
-    (0..count)
-        .map(|_| Handle(writer.0.try_clone().expect("a descriptor")))
-        .collect()
+    (0..count).map(|_| Handle(writer.0.try_clone().expect("a descriptor"))).collect()
 }
 
 #[test]
@@ -291,14 +261,8 @@ fn an_argument_that_does_not_encode_fails_its_call_alone() {
     let _watch = watchdog();
     let pool = pool(1);
     let bad = Faulty::encoding(1, Fault::Error);
-    assert_codec(
-        task_error(pool.call(number, bad)),
-        "the argument cannot be encoded",
-    );
-    assert_codec(
-        task_error(pool.submit(number, bad).map(drop)),
-        "the argument cannot be encoded",
-    );
+    assert_codec(task_error(pool.call(number, bad)), "the argument cannot be encoded");
+    assert_codec(task_error(pool.submit(number, bad).map(drop)), "the argument cannot be encoded");
     goes_on(&pool);
 }
 
@@ -320,9 +284,8 @@ fn items_that_do_not_encode_fail_alone() {
                 assert_eq!(outcome, Ok(number));
             }
         }
-        let (good, bad): (Vec<_>, Vec<_>) = job
-            .imap_unordered((0..1000).map(faulty))
-            .partition(|outcome| outcome.is_ok());
+        let (good, bad): (Vec<_>, Vec<_>) =
+            job.imap_unordered((0..1000).map(faulty)).partition(|outcome| outcome.is_ok());
         assert_eq!((good.len(), bad.len()), (800, 200));
     }
     goes_on(&pool);
@@ -337,12 +300,7 @@ fn a_map_of_nothing_but_items_that_do_not_encode_ends() {
     assert_codec(task_error(job.map(bad(9))), "cannot be encoded");
     assert_codec(task_error(pool.map(number, bad(100_000))), "cannot be encoded");
     assert_eq!(job.imap(bad(9)).filter(|outcome| outcome.is_err()).count(), 9);
-    assert_eq!(
-        job.imap_unordered(bad(9))
-            .filter(|outcome| outcome.is_err())
-            .count(),
-        9
-    );
+    assert_eq!(job.imap_unordered(bad(9)).filter(|outcome| outcome.is_err()).count(), 9);
     goes_on(&pool);
 }
 
@@ -351,10 +309,7 @@ fn an_argument_that_does_not_decode_fails_its_item_alone() {
     let _watch = watchdog();
     let pool = pool(1);
     let bad = Faulty::decoding(1, Fault::Error);
-    assert_codec(
-        task_error(pool.call(number, bad)),
-        "the argument cannot be decoded",
-    );
+    assert_codec(task_error(pool.call(number, bad)), "the argument cannot be decoded");
     let items = [Faulty::none(0), bad, Faulty::none(2)];
     let outcomes: Vec<_> = pool.job(number).chunk_size(3).imap(items).collect();
     assert_eq!((&outcomes[0], &outcomes[2]), (&Ok(0), &Ok(2)));

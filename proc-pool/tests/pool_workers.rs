@@ -18,10 +18,7 @@ fn doubled(index: u64) -> u64 {
 #[track_caller]
 fn goes_on(pool: &Pool) {
     let results = pool.job(doubled).chunk_size(3).map(0..500);
-    assert_eq!(
-        results.expect("mapped"),
-        (0..500).map(doubled).collect::<Vec<_>>()
-    );
+    assert_eq!(results.expect("mapped"), (0..500).map(doubled).collect::<Vec<_>>());
 }
 
 #[track_caller]
@@ -69,21 +66,13 @@ fn workers_that_are_all_killed_while_busy_fail_what_they_ran() {
         pool.submit(endless, writer).expect("submitted")
     };
     let tasks: Vec<_> = (0..3).map(submit).collect();
-    let waiting: Vec<_> = (0..50)
-        .map(|index| pool.submit(doubled, index).expect("submitted"))
-        .collect();
-    let mut busy: Vec<u32> = (0..3)
-        .map(|_| line(&mut reader).parse().expect("a process id"))
-        .collect();
+    let waiting: Vec<_> = (0..50).map(|index| pool.submit(doubled, index).expect("submitted")).collect();
+    let mut busy: Vec<u32> = (0..3).map(|_| line(&mut reader).parse().expect("a process id")).collect();
     busy.iter().for_each(|&worker| signal(worker, Signal::KILL));
     let mut killed: Vec<u32> = tasks
         .iter()
         .map(|task| match task.join() {
-            Err(TaskError::WorkerDied {
-                pid,
-                signal: Some(SIGKILL),
-                ..
-            }) => pid,
+            Err(TaskError::WorkerDied { pid, signal: Some(SIGKILL), .. }) => pid,
             other => panic!("{other:?}"),
         })
         .collect();
@@ -104,10 +93,7 @@ fn a_call_whose_worker_is_killed_from_outside_fails() {
     std::thread::scope(|scope| {
         let call = scope.spawn(move || pool.call(endless, writer));
         signal(line(&mut reader).parse().expect("a process id"), Signal::KILL);
-        assert_eq!(
-            death(task_error(call.join().expect("no panic"))),
-            (Some(SIGKILL), None)
-        );
+        assert_eq!(death(task_error(call.join().expect("no panic"))), (Some(SIGKILL), None));
     });
     goes_on(pool);
 }
@@ -201,9 +187,7 @@ fn a_task_that_closes_the_descriptors_of_its_worker_is_survived() {
 /// Two pools' worth of workers; says their process ids, and that it waits.
 fn owner(writer: Handle) {
     let pool = pool(3);
-    let _busy = pool
-        .submit(|()| sleep_forever(), ())
-        .map(|task: proc_pool::Task<()>| task);
+    let _busy = pool.submit(|()| sleep_forever(), ()).map(|task: proc_pool::Task<()>| task);
     goes_on(&pool);
     for worker in pool.workers() {
         writer.say(worker);
@@ -217,9 +201,7 @@ fn no_worker_survives_the_kill_of_the_parent() {
     for stopped in [false, true] {
         let (mut reader, writer) = pipe();
         let parent = Process::spawn(owner, writer).expect("spawned");
-        let pids: Vec<u32> = (0..3)
-            .map(|_| line(&mut reader).parse().expect("a process id"))
-            .collect();
+        let pids: Vec<u32> = (0..3).map(|_| line(&mut reader).parse().expect("a process id")).collect();
         let workers: Vec<_> = pids.iter().map(|&worker| pidfd(worker)).collect();
         if stopped {
             pids.iter().for_each(|&worker| signal(worker, Signal::STOP));
@@ -234,11 +216,7 @@ fn no_worker_survives_the_kill_of_the_parent() {
 fn a_pool_whose_workers_die_at_their_start_is_not_made() {
     let _dog = watchdog();
     // The constructor is switched off in the workers, so they never become ready.
-    let built = Pool::builder()
-        .workers(2)
-        .env("PROC_POOL_CTOR", "0")
-        .env("RUST_TEST_THREADS", "0")
-        .build();
+    let built = Pool::builder().workers(2).env("PROC_POOL_CTOR", "0").env("RUST_TEST_THREADS", "0").build();
     let error = built.expect_err("no worker");
     assert!(error.is_handshake(), "{error}");
 }
@@ -264,35 +242,23 @@ fn a_pool_whose_workers_can_no_longer_be_started_gives_up_and_nobody_hangs() {
     let _dog = watchdog();
     let dir = Scratch::new();
     std::fs::write(dir.file("gate"), "").expect("writable");
-    let pool = &Pool::builder()
-        .workers(2)
-        .env(GATE, dir.file("gate"))
-        .build()
-        .expect("a pool");
+    let pool = &Pool::builder().workers(2).env(GATE, dir.file("gate")).build().expect("a pool");
     let (mut reader, writer) = pipe();
     let task = pool.submit(endless, writer).expect("submitted");
     let busy = line(&mut reader).parse().expect("a process id");
     let waiting: Vec<_> = (0..2000)
-        .map(|_| {
-            pool.submit(|()| sleep_forever(), ())
-                .map(|task: proc_pool::Task<()>| task)
-        })
+        .map(|_| pool.submit(|()| sleep_forever(), ()).map(|task: proc_pool::Task<()>| task))
         .collect();
     std::fs::remove_file(dir.file("gate")).expect("it is there");
     let errors = std::thread::scope(|scope| {
         let call = scope.spawn(|| pool.job(doubled).retries(9).call(1).map(drop));
         let map = scope.spawn(|| pool.map(doubled, 0..99).map(drop));
-        pool.workers()
-            .iter()
-            .for_each(|&worker| signal(worker, Signal::KILL));
+        pool.workers().iter().for_each(|&worker| signal(worker, Signal::KILL));
         [call, map].map(|thread| thread.join().expect("no panic").expect_err("no worker"))
     });
     let gave_up = |error: &dyn std::fmt::Display| {
         let error = error.to_string();
-        assert!(
-            error.contains("cannot be started") && error.contains("code 9"),
-            "{error}"
-        );
+        assert!(error.contains("cannot be started") && error.contains("code 9"), "{error}");
     };
     errors.iter().for_each(|error| gave_up(error));
     match task.join() {
@@ -321,11 +287,7 @@ fn an_idle_pool_outlives_a_time_without_new_workers() {
     let _dog = watchdog();
     let dir = Scratch::new();
     std::fs::write(dir.file("gate"), "").expect("writable");
-    let pool = Pool::builder()
-        .workers(2)
-        .env(GATE, dir.file("gate"))
-        .build()
-        .expect("a pool");
+    let pool = Pool::builder().workers(2).env(GATE, dir.file("gate")).build().expect("a pool");
     std::fs::remove_file(dir.file("gate")).expect("it is there");
     let workers = pool.workers();
     workers.iter().for_each(|&worker| signal(worker, Signal::KILL));

@@ -87,11 +87,8 @@ fn a_large_result_that_nobody_asks_for_does_not_block_the_child() {
 fn handles_travel_in_arguments() {
     let _dog = watchdog();
     let (mut reader, writer) = pipe();
-    let child = Process::spawn(
-        |(writer, text): (Handle, String)| writer.say(text),
-        (writer, "hello".into()),
-    )
-    .expect("spawned");
+    let child = Process::spawn(|(writer, text): (Handle, String)| writer.say(text), (writer, "hello".into()))
+        .expect("spawned");
     assert_eq!(line(&mut reader), "hello");
     assert_eq!(child.join(), Ok(()));
     assert_eq!(line(&mut reader), "", "nobody else holds the writing end");
@@ -110,10 +107,7 @@ fn handles_travel_in_results_and_go_to_the_first_that_asks() {
     )
     .expect("spawned");
     let handle = child.join().expect("a result");
-    assert_eq!(
-        line(&mut std::io::BufReader::new(handle.0.into())),
-        "from the child"
-    );
+    assert_eq!(line(&mut std::io::BufReader::new(handle.0.into())), "from the child");
     assert!(matches!(child.join(), Err(TaskError::Unavailable { .. })));
 }
 
@@ -179,14 +173,9 @@ fn an_argument_that_does_not_encode_starts_nothing() {
 #[test]
 fn too_many_handles_are_refused_with_the_limit() {
     let (_, writer) = pipe();
-    let many: Vec<Handle> = (0..241)
-        .map(|_| Handle(writer.0.try_clone().expect("a descriptor")))
-        .collect();
+    let many: Vec<Handle> = (0..241).map(|_| Handle(writer.0.try_clone().expect("a descriptor"))).collect();
     let error = Process::spawn(|_: Vec<Handle>| (), many).expect_err("too many");
-    assert!(
-        error.to_string().contains("241 handles, and the limit is 240"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("241 handles, and the limit is 240"), "{error}");
 }
 
 #[test]
@@ -195,10 +184,7 @@ fn the_environment_of_the_builder_is_the_childs() {
     let child = Process::builder()
         .env("PROC_POOL_TEST_KEY", "value")
         .env_remove("PATH")
-        .spawn(
-            |()| ["PROC_POOL_TEST_KEY", "PATH", "PROC_POOL_WORKER"].map(|key| std::env::var(key).ok()),
-            (),
-        )
+        .spawn(|()| ["PROC_POOL_TEST_KEY", "PATH", "PROC_POOL_WORKER"].map(|key| std::env::var(key).ok()), ())
         .expect("spawned");
     assert_eq!(child.join(), Ok([Some("value".into()), None, None]));
 }
@@ -207,10 +193,7 @@ fn the_environment_of_the_builder_is_the_childs() {
 fn a_name_is_the_childs() {
     let _dog = watchdog();
     let comm = |()| std::fs::read_to_string("/proc/self/comm").expect("procfs");
-    let child = Process::builder()
-        .name("a-name")
-        .spawn(comm, ())
-        .expect("spawned");
+    let child = Process::builder().name("a-name").spawn(comm, ()).expect("spawned");
     assert_eq!(child.name(), "a-name");
     assert_eq!(child.join().as_deref(), Ok("a-name\n"));
     let child = Process::spawn(square, 1).expect("spawned");
@@ -219,19 +202,10 @@ fn a_name_is_the_childs() {
 
 #[test]
 fn bad_names_and_variables_are_refused_with_their_value() {
-    let error = Process::builder()
-        .name("x".repeat(256))
-        .spawn(square, 1)
-        .expect_err("too long");
-    assert!(
-        error.is_invalid_input() && error.to_string().contains("256 bytes"),
-        "{error}"
-    );
+    let error = Process::builder().name("x".repeat(256)).spawn(square, 1).expect_err("too long");
+    assert!(error.is_invalid_input() && error.to_string().contains("256 bytes"), "{error}");
     for (key, value) in [("", "x"), ("A=B", "x"), ("A\0", "x"), ("A", "x\0")] {
-        let error = Process::builder()
-            .env(key, value)
-            .spawn(square, 1)
-            .expect_err("not a variable");
+        let error = Process::builder().env(key, value).spawn(square, 1).expect_err("not a variable");
         assert!(error.is_invalid_input(), "{error}");
     }
 }
@@ -240,10 +214,7 @@ fn bad_names_and_variables_are_refused_with_their_value() {
 fn stdin_of_a_child_is_empty() {
     let _dog = watchdog();
     let read = |()| std::io::read_to_string(std::io::stdin()).expect("readable");
-    assert_eq!(
-        Process::spawn(read, ()).expect("spawned").join().as_deref(),
-        Ok("")
-    );
+    assert_eq!(Process::spawn(read, ()).expect("spawned").join().as_deref(), Ok(""));
 }
 
 #[test]
@@ -259,10 +230,7 @@ fn debug_shows_name_and_function() {
     let _dog = watchdog();
     let child = Process::spawn(square, 1).expect("spawned");
     let text = format!("{child:?}");
-    assert!(
-        text.contains("process::square") && text.contains(child.name()),
-        "{text}"
-    );
+    assert!(text.contains("process::square") && text.contains(child.name()), "{text}");
 }
 
 #[test]

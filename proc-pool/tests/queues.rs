@@ -22,11 +22,7 @@ fn a_child_sends_through_the_sender_in_its_argument() {
     let _dog = watchdog();
     let (tx, rx) = bounded(16).expect("a queue");
     let child = Process::spawn(produce, (tx, COUNT)).expect("spawned");
-    assert_eq!(
-        add_up(rx),
-        COUNT * (COUNT - 1) / 2,
-        "all of them, and then the end"
-    );
+    assert_eq!(add_up(rx), COUNT * (COUNT - 1) / 2, "all of them, and then the end");
     assert_eq!(child.join(), Ok(()));
 }
 

@@ -23,14 +23,8 @@ fn main() {
         Ok(role) => play(&role),
         Err(_) => {
             let cases: &[(&str, fn())] = &[
-                (
-                    "a_process_without_init_may_start_nothing",
-                    a_process_without_init_may_start_nothing,
-                ),
-                (
-                    "a_program_with_init_in_main_works",
-                    a_program_with_init_in_main_works,
-                ),
+                ("a_process_without_init_may_start_nothing", a_process_without_init_may_start_nothing),
+                ("a_program_with_init_in_main_works", a_program_with_init_in_main_works),
                 ("init_may_be_called_again", init_may_be_called_again),
                 (
                     "a_child_that_never_reaches_init_is_an_error_and_no_fork_bomb",
@@ -44,10 +38,7 @@ fn main() {
                     "a_child_that_hangs_before_the_handshake_is_killed",
                     a_child_that_hangs_before_the_handshake_is_killed,
                 ),
-                (
-                    "a_child_that_answers_noise_is_an_error",
-                    a_child_that_answers_noise_is_an_error,
-                ),
+                ("a_child_that_answers_noise_is_an_error", a_child_that_answers_noise_is_an_error),
                 (
                     "nesting_ends_with_an_error_that_names_the_limit",
                     nesting_ends_with_an_error_that_names_the_limit,
@@ -60,10 +51,7 @@ fn main() {
                     "a_program_that_inherits_the_marker_is_an_ordinary_one",
                     a_program_that_inherits_the_marker_is_an_ordinary_one,
                 ),
-                (
-                    "a_lack_of_descriptors_is_an_error",
-                    a_lack_of_descriptors_is_an_error,
-                ),
+                ("a_lack_of_descriptors_is_an_error", a_lack_of_descriptors_is_an_error),
             ];
             for (name, case) in cases {
                 case();
@@ -76,21 +64,10 @@ fn main() {
 /// Runs this binary in a role and returns what it said. It must succeed.
 fn act(role: &str, variables: &[(&str, &str)]) -> String {
     let mut command = Command::new(std::env::current_exe().expect("procfs"));
-    command
-        .env(ROLE, role)
-        .env_remove(CONSTRUCTOR)
-        .envs(variables.iter().copied());
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = command.output().expect("it starts");
+    command.env(ROLE, role).env_remove(CONSTRUCTOR).envs(variables.iter().copied());
+    let Output { status, stdout, stderr } = command.output().expect("it starts");
     let text = String::from_utf8_lossy(&stdout).into_owned();
-    assert!(
-        status.success(),
-        "{role}: {status}\n{text}{}",
-        String::from_utf8_lossy(&stderr)
-    );
+    assert!(status.success(), "{role}: {status}\n{text}{}", String::from_utf8_lossy(&stderr));
     text
 }
 
@@ -99,11 +76,7 @@ fn start_an_impostor(role: &str) -> Error {
     Process::builder()
         .env(CONSTRUCTOR, "0")
         .env(ROLE, role)
-        .handshake_timeout(if role == "hang" {
-            Duration::from_millis(300)
-        } else {
-            Duration::from_secs(30)
-        })
+        .handshake_timeout(if role == "hang" { Duration::from_millis(300) } else { Duration::from_secs(30) })
         .spawn(square, 3)
         .expect_err("no worker")
 }
@@ -138,10 +111,7 @@ fn play(role: &str) {
             let before = Process::spawn(square, 3).expect("spawned").join();
             let open = std::fs::read_dir("/proc/self/fd").expect("procfs").count() as u64;
             for spare in 0..8 {
-                let limit = rustix::process::Rlimit {
-                    current: Some(open + spare),
-                    maximum: Some(4096),
-                };
+                let limit = rustix::process::Rlimit { current: Some(open + spare), maximum: Some(4096) };
                 rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).expect("a lower limit");
                 match Process::spawn(square, 4) {
                     Ok(child) => assert_eq!(child.join(), Ok(16)),
@@ -170,10 +140,7 @@ fn a_program_with_init_in_main_works() {
     assert_eq!(lines.next(), Some("Ok(9)"));
     // The runtime is in charge of the main thread there, and turns a stack overflow into an abort.
     let overflow = lines.next().expect("a second line");
-    assert!(
-        overflow.contains("WorkerDied") && overflow.contains("signal: Some(6)"),
-        "{overflow}"
-    );
+    assert!(overflow.contains("WorkerDied") && overflow.contains("signal: Some(6)"), "{overflow}");
     assert!(overflow.contains("has overflowed its stack"), "{overflow}");
 }
 
@@ -188,39 +155,27 @@ fn a_child_that_never_reaches_init_is_an_error_and_no_fork_bomb() {
     let text = error.to_string();
     assert!(error.is_handshake(), "{text}");
     assert!(text.contains("exited with code 7 before it was ready"), "{text}");
-    assert!(
-        text.contains("is proc_pool::init() the first statement of main?"),
-        "{text}"
-    );
+    assert!(text.contains("is proc_pool::init() the first statement of main?"), "{text}");
     // Its stderr: the guard's own error.
     assert!(text.contains("has not reached proc_pool::init()"), "{text}");
 }
 
 fn a_child_that_exits_before_the_handshake_is_an_error() {
     let error = start_an_impostor("exit");
-    assert!(
-        error.is_handshake() && error.to_string().contains("exited with code 3"),
-        "{error}"
-    );
+    assert!(error.is_handshake() && error.to_string().contains("exited with code 3"), "{error}");
 }
 
 fn a_child_that_hangs_before_the_handshake_is_killed() {
     let error = start_an_impostor("hang");
     let text = error.to_string();
-    assert!(
-        error.is_handshake() && text.contains("not ready after 300ms"),
-        "{text}"
-    );
+    assert!(error.is_handshake() && text.contains("not ready after 300ms"), "{text}");
     let pid = text.split(' ').nth(2).and_then(|pid| pid.parse().ok());
     until_gone(pid.expect("the error names the process"));
 }
 
 fn a_child_that_answers_noise_is_an_error() {
     let error = start_an_impostor("noise");
-    assert!(
-        error.is_handshake() && error.to_string().contains("no handshake"),
-        "{error}"
-    );
+    assert!(error.is_handshake() && error.to_string().contains("no handshake"), "{error}");
 }
 
 /// Goes deeper until it fails: how deep it came, and why no deeper.
@@ -237,10 +192,7 @@ fn dive(depth: u32) -> (u32, String) {
 fn nesting_ends_with_an_error_that_names_the_limit() {
     let (depth, text) = dive(0);
     assert_eq!(depth, 8);
-    assert!(
-        text.contains("nested 8 deep") && text.contains("the limit is 8"),
-        "{text}"
-    );
+    assert!(text.contains("nested 8 deep") && text.contains("the limit is 8"), "{text}");
 }
 
 fn a_count_of_nesting_that_is_no_number_is_refused() {

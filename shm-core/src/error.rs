@@ -10,27 +10,11 @@ pub struct SegmentError(Box<Kind>);
 #[derive(Debug)]
 pub(crate) enum Kind {
     Forked(Forked),
-    OutOfMemory {
-        needed: u64,
-        available: Option<u64>,
-        source: Option<io::Error>,
-    },
-    TooLarge {
-        len: u64,
-        limit: u64,
-    },
-    TooManyParticipants {
-        limit: u16,
-    },
-    Foreign {
-        what: &'static str,
-        found: u64,
-        expected: u64,
-    },
-    System {
-        operation: &'static str,
-        source: io::Error,
-    },
+    OutOfMemory { needed: u64, available: Option<u64>, source: Option<io::Error> },
+    TooLarge { len: u64, limit: u64 },
+    TooManyParticipants { limit: u16 },
+    Foreign { what: &'static str, found: u64, expected: u64 },
+    System { operation: &'static str, source: io::Error },
 }
 
 impl SegmentError {
@@ -39,12 +23,7 @@ impl SegmentError {
     }
 
     pub(crate) fn foreign(what: &'static str, found: u64, expected: u64) -> Self {
-        Kind::Foreign {
-            what,
-            found,
-            expected,
-        }
-        .into()
+        Kind::Foreign { what, found, expected }.into()
     }
 
     /// The machine, or the control group of this process, has too little memory left.
@@ -95,36 +74,18 @@ impl fmt::Display for SegmentError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &*self.0 {
             Kind::Forked(forked) => forked.fmt(f),
-            Kind::OutOfMemory {
-                needed,
-                available: Some(available),
-                ..
-            } => {
-                write!(
-                    f,
-                    "not enough memory: {needed} bytes needed, {available} available"
-                )
+            Kind::OutOfMemory { needed, available: Some(available), .. } => {
+                write!(f, "not enough memory: {needed} bytes needed, {available} available")
             }
-            Kind::OutOfMemory {
-                needed,
-                available: None,
-                ..
-            } => {
+            Kind::OutOfMemory { needed, available: None, .. } => {
                 write!(f, "not enough memory for {needed} bytes")
             }
             Kind::TooLarge { len, limit } => write!(f, "{len} bytes are more than the limit of {limit}"),
             Kind::TooManyParticipants { limit } => {
                 write!(f, "all {limit} participants of the segment are living processes")
             }
-            Kind::Foreign {
-                what,
-                found,
-                expected,
-            } => {
-                write!(
-                    f,
-                    "not the expected segment: {what} is {found:#x}, not {expected:#x}"
-                )
+            Kind::Foreign { what, found, expected } => {
+                write!(f, "not the expected segment: {what} is {found:#x}, not {expected:#x}")
             }
             Kind::System { operation, source } => write!(f, "{operation}: {source}"),
         }

@@ -72,11 +72,7 @@ impl ForkStamp {
     #[inline(always)]
     pub fn check(&self) -> Result<(), Forked> {
         // Relaxed: only fork changes it, and a fork orders everything.
-        if self.page.load(Ordering::Relaxed) == self.generation {
-            Ok(())
-        } else {
-            Err(Forked)
-        }
+        if self.page.load(Ordering::Relaxed) == self.generation { Ok(()) } else { Err(Forked) }
     }
 }
 

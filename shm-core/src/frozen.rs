@@ -19,9 +19,7 @@ pub fn sealed_memfd(bytes: &[u8]) -> Result<OwnedFd, SegmentError> {
     let len = bytes.len() as u64;
     // Memory files cannot be empty and sealed against growth by `create_file`; one byte of slack is not read.
     let file = File::from(crate::mapping::create_file("frozen", len.max(1), len)?);
-    (&file)
-        .write_all(bytes)
-        .map_err(SegmentError::system("writing a frozen file"))?;
+    (&file).write_all(bytes).map_err(SegmentError::system("writing a frozen file"))?;
     rustix::fs::fcntl_add_seals(&file, FROZEN)
         .map_err(|e| SegmentError::system("sealing a frozen file")(e.into()))?;
     Ok(file.into())
@@ -45,9 +43,7 @@ pub fn read_sealed(file: OwnedFd, len: usize) -> io::Result<Vec<u8>> {
         ));
     }
     let mut bytes = Vec::new();
-    bytes
-        .try_reserve_exact(len)
-        .map_err(|_| io::ErrorKind::OutOfMemory)?;
+    bytes.try_reserve_exact(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
     bytes.resize(len, 0);
     // By place: the offset of the description is shared with whoever else holds it.
     File::from(file).read_exact_at(&mut bytes, 0)?;
@@ -71,18 +67,12 @@ mod tests {
     #[test]
     fn a_file_that_can_still_change_is_refused() {
         let file = files::create_memory("test", 4096, 4096).expect("created");
-        assert_eq!(
-            read_sealed(file, 1).expect_err("not frozen").kind(),
-            io::ErrorKind::InvalidData
-        );
+        assert_eq!(read_sealed(file, 1).expect_err("not frozen").kind(), io::ErrorKind::InvalidData);
     }
 
     #[test]
     fn a_length_beyond_the_file_is_refused() {
         let file = sealed_memfd(b"abc").expect("frozen");
-        assert_eq!(
-            read_sealed(file, 4).expect_err("too short").kind(),
-            io::ErrorKind::InvalidData
-        );
+        assert_eq!(read_sealed(file, 4).expect_err("too short").kind(), io::ErrorKind::InvalidData);
     }
 }

@@ -35,9 +35,7 @@ impl Futex {
     /// A word with the given value and nobody asleep.
     #[cfg(not(loom))]
     pub const fn new(value: u32) -> Self {
-        Self {
-            word: AtomicU32::new(value),
-        }
+        Self { word: AtomicU32::new(value) }
     }
 
     /// A word with the given value and nobody asleep.
@@ -73,10 +71,7 @@ impl Futex {
     /// Sleeps if the word still holds `expected`; woken by [`Futex::wake`].
     #[cfg(loom)]
     pub fn wait(&self, expected: u32, timeout: Option<Duration>) -> Wakeup {
-        let guard = self
-            .lock
-            .lock()
-            .expect("no model thread panics while it holds a futex");
+        let guard = self.lock.lock().expect("no model thread panics while it holds a futex");
         if self.word.load(Ordering::Relaxed) != expected {
             return Wakeup::Changed;
         }
@@ -99,15 +94,8 @@ impl Futex {
     /// Wakes up to `count` sleepers.
     #[cfg(loom)]
     pub fn wake(&self, count: u32) {
-        let _guard = self
-            .lock
-            .lock()
-            .expect("no model thread panics while it holds a futex");
-        if count == 1 {
-            self.sleepers.notify_one()
-        } else {
-            self.sleepers.notify_all()
-        }
+        let _guard = self.lock.lock().expect("no model thread panics while it holds a futex");
+        if count == 1 { self.sleepers.notify_one() } else { self.sleepers.notify_all() }
     }
 
     /// Loads the word with `order`.
@@ -128,10 +116,7 @@ mod tests {
 
     #[test]
     fn a_timeout_ends_the_wait() {
-        assert_eq!(
-            Futex::new(1).wait(1, Some(Duration::from_millis(1))),
-            Wakeup::TimedOut
-        );
+        assert_eq!(Futex::new(1).wait(1, Some(Duration::from_millis(1))), Wakeup::TimedOut);
         assert_eq!(Futex::new(1).wait(1, Some(Duration::ZERO)), Wakeup::TimedOut);
     }
 

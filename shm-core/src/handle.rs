@@ -63,9 +63,7 @@ impl SendSession {
     /// Opens a session for this thread.
     pub fn begin() -> Self {
         SENDING.with_borrow_mut(|stack| stack.push(Vec::new()));
-        Self {
-            _thread: std::marker::PhantomData,
-        }
+        Self { _thread: std::marker::PhantomData }
     }
 
     /// How many descriptors were collected so far.
@@ -129,9 +127,7 @@ impl ReceiveSession {
     /// Opens a session for this thread with the descriptors that arrived beside the bytes.
     pub fn begin(descriptors: Vec<OwnedFd>) -> Self {
         RECEIVING.with_borrow_mut(|stack| stack.push(descriptors.into_iter().map(Some).collect()));
-        Self {
-            _thread: std::marker::PhantomData,
-        }
+        Self { _thread: std::marker::PhantomData }
     }
 }
 
@@ -151,11 +147,8 @@ pub fn take_descriptor(index: u32) -> Result<OwnedFd, MissingDescriptor> {
     RECEIVING.with_borrow_mut(|stack| {
         let session = stack.last_mut().ok_or(MissingDescriptor { index, present: 0 })?;
         let present = session.len();
-        let slot = usize::try_from(index)
-            .ok()
-            .and_then(|index| session.get_mut(index));
-        slot.and_then(Option::take)
-            .ok_or(MissingDescriptor { index, present })
+        let slot = usize::try_from(index).ok().and_then(|index| session.get_mut(index));
+        slot.and_then(Option::take).ok_or(MissingDescriptor { index, present })
     })
 }
 
@@ -170,24 +163,15 @@ mod tests {
     #[test]
     fn a_handle_outside_a_session_is_an_error() {
         assert_eq!(send_descriptor(null()), Err(NoSession));
-        assert_eq!(
-            take_descriptor(0).map(drop),
-            Err(MissingDescriptor { index: 0, present: 0 })
-        );
+        assert_eq!(take_descriptor(0).map(drop), Err(MissingDescriptor { index: 0, present: 0 }));
     }
 
     #[test]
     fn a_descriptor_is_taken_once() {
         let _session = ReceiveSession::begin(vec![null()]);
         assert!(take_descriptor(0).is_ok());
-        assert_eq!(
-            take_descriptor(0).map(drop),
-            Err(MissingDescriptor { index: 0, present: 1 })
-        );
-        assert_eq!(
-            take_descriptor(7).map(drop),
-            Err(MissingDescriptor { index: 7, present: 1 })
-        );
+        assert_eq!(take_descriptor(0).map(drop), Err(MissingDescriptor { index: 0, present: 1 }));
+        assert_eq!(take_descriptor(7).map(drop), Err(MissingDescriptor { index: 7, present: 1 }));
     }
 
     #[test]

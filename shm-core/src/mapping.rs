@@ -70,19 +70,14 @@ impl SharedMapping {
             .len(len)
             .map_raw(description.as_raw_fd())
             .map_err(SegmentError::system("mapping shared memory"))?;
-        map.advise(Advice::DontFork)
-            .map_err(SegmentError::system("excluding shared memory from fork"))?;
+        map.advise(Advice::DontFork).map_err(SegmentError::system("excluding shared memory from fork"))?;
         // Without it core dumps are larger; nothing else depends on it.
         let _ = map.advise(Advice::DontDump);
         Ok(map)
     }
 
     pub(crate) fn from_parts(map: MmapRaw, descriptor: OwnedFd) -> Self {
-        Self {
-            map: ManuallyDrop::new(map),
-            descriptor,
-            stamp: ForkStamp::now(),
-        }
+        Self { map: ManuallyDrop::new(map), descriptor, stamp: ForkStamp::now() }
     }
 
     /// The first byte; page-aligned. Bytes behind it may change at any time: other processes map them.
@@ -142,10 +137,7 @@ impl SharedMapping {
         let limit = self.len() as u64;
         let start = offset / PAGE * PAGE;
         let end = offset.checked_add(len).filter(|&end| end <= limit && len > 0);
-        let end = end.ok_or(Kind::TooLarge {
-            len: offset.saturating_add(len),
-            limit,
-        })?;
+        let end = end.ok_or(Kind::TooLarge { len: offset.saturating_add(len), limit })?;
         Ok((start, end.next_multiple_of(PAGE) - start))
     }
 }
@@ -175,11 +167,7 @@ pub(crate) fn checked_len(fd: BorrowedFd<'_>, min_len: u64) -> Result<u64, Segme
         rustix::fs::fcntl_get_seals(fd).map_err(|_| SegmentError::foreign("its kind of file", 0, 1))?;
     let wanted = SealFlags::SHRINK | SealFlags::GROW;
     if !seals.contains(wanted) {
-        return Err(SegmentError::foreign(
-            "its seals",
-            seals.bits().into(),
-            wanted.bits().into(),
-        ));
+        return Err(SegmentError::foreign("its seals", seals.bits().into(), wanted.bits().into()));
     }
     let stat =
         rustix::fs::fstat(fd).map_err(|e| SegmentError::system("reading a segment's size")(e.into()))?;
@@ -195,12 +183,9 @@ fn check_available(needed: u64) -> Result<(), SegmentError> {
         return Ok(());
     }
     match files::available_memory() {
-        Some(available) if available < needed => Err(Kind::OutOfMemory {
-            needed,
-            available: Some(available),
-            source: None,
+        Some(available) if available < needed => {
+            Err(Kind::OutOfMemory { needed, available: Some(available), source: None }.into())
         }
-        .into()),
         _ => Ok(()),
     }
 }
@@ -208,12 +193,7 @@ fn check_available(needed: u64) -> Result<(), SegmentError> {
 fn out_of_memory(needed: u64, source: std::io::Error) -> SegmentError {
     use std::io::ErrorKind::{OutOfMemory, StorageFull};
     if matches!(source.kind(), OutOfMemory | StorageFull) {
-        Kind::OutOfMemory {
-            needed,
-            available: None,
-            source: Some(source),
-        }
-        .into()
+        Kind::OutOfMemory { needed, available: None, source: Some(source) }.into()
     } else {
         SegmentError::system("creating shared memory")(source)
     }

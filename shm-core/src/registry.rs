@@ -84,10 +84,7 @@ impl<'m> Registry<'m> {
             self.words[0].store(index.into(), Ordering::Relaxed);
             return Ok(index);
         }
-        Err(Kind::TooManyParticipants {
-            limit: MAX_PARTICIPANTS,
-        }
-        .into())
+        Err(Kind::TooManyParticipants { limit: MAX_PARTICIPANTS }.into())
     }
 
     /// Frees the index; the caller holds its lock.
@@ -109,8 +106,6 @@ impl<'m> Registry<'m> {
     /// The highest index ever taken, as shared memory has it: bounded before use.
     pub(crate) fn highest(&self) -> u16 {
         let highest = self.words[1].load(Ordering::Acquire);
-        u16::try_from(highest)
-            .unwrap_or(MAX_PARTICIPANTS)
-            .min(MAX_PARTICIPANTS)
+        u16::try_from(highest).unwrap_or(MAX_PARTICIPANTS).min(MAX_PARTICIPANTS)
     }
 }

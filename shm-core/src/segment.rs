@@ -145,17 +145,12 @@ impl Segment {
             return Err(SegmentError::foreign("the length of a new body", 0, 1));
         }
         let body_len = spec.body_len as u64;
-        let file_len = body_len
-            .checked_next_multiple_of(PAGE)
-            .and_then(|len| len.checked_add(BODY_OFFSET));
+        let file_len = body_len.checked_next_multiple_of(PAGE).and_then(|len| len.checked_add(BODY_OFFSET));
         let file_len = file_len.unwrap_or(u64::MAX);
         let descriptor = mapping::create_file("segment", file_len, file_len)?;
         let mut id = [0_u64; 2];
-        rustix::rand::getrandom(
-            bytemuck::bytes_of_mut(&mut id),
-            rustix::rand::GetRandomFlags::empty(),
-        )
-        .map_err(|e| SegmentError::system("drawing a segment's id")(e.into()))?;
+        rustix::rand::getrandom(bytemuck::bytes_of_mut(&mut id), rustix::rand::GetRandomFlags::empty())
+            .map_err(|e| SegmentError::system("drawing a segment's id")(e.into()))?;
         let header = Header {
             magic: 0,
             version: VERSION,
@@ -169,13 +164,7 @@ impl Segment {
         write_header(&descriptor, &header)?;
         let segment = Self::enter(descriptor, &header, spec)?;
         init(segment.body());
-        write_header(
-            segment.mapping.descriptor(),
-            &Header {
-                magic: MAGIC,
-                ..header
-            },
-        )?;
+        write_header(segment.mapping.descriptor(), &Header { magic: MAGIC, ..header })?;
         Ok(segment.publish())
     }
 
@@ -191,11 +180,7 @@ impl Segment {
         let file_len = mapping::checked_len(descriptor, BODY_OFFSET + 1)?;
         let header = read_header(descriptor)?;
         let expect = |what, found: u64, expected: u64| {
-            if found == expected {
-                Ok(())
-            } else {
-                Err(SegmentError::foreign(what, found, expected))
-            }
+            if found == expected { Ok(()) } else { Err(SegmentError::foreign(what, found, expected)) }
         };
         expect("its magic", header.magic, MAGIC)?;
         expect("its version", header.version.into(), VERSION.into())?;
@@ -204,11 +189,7 @@ impl Segment {
         expect("its length", header.file_len, file_len)?;
         expect("its body's place", header.body_offset, BODY_OFFSET)?;
         if header.body_len > file_len - BODY_OFFSET || header.body_len < spec.body_len as u64 {
-            return Err(SegmentError::foreign(
-                "its body's length",
-                header.body_len,
-                spec.body_len as u64,
-            ));
+            return Err(SegmentError::foreign("its body's length", header.body_len, spec.body_len as u64));
         }
         let key = Key::of(descriptor, header.id)?;
         if let Some(attached) = key.lookup() {
@@ -250,9 +231,7 @@ impl Segment {
             layout_hash: header.layout_hash,
             sweeping: Mutex::new(()),
         };
-        segment.participant = segment
-            .registry()
-            .claim(own.as_fd(), |dead| (spec.sweep)(&segment, dead))?;
+        segment.participant = segment.registry().claim(own.as_fd(), |dead| (spec.sweep)(&segment, dead))?;
         drop(own);
         drop(window);
         Ok(segment)
@@ -432,10 +411,7 @@ impl Drop for Segment {
 impl fmt::Debug for Segment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Segment")
-            .field(
-                "id",
-                &format_args!("{:016x}{:016x}", self.key.id[0], self.key.id[1]),
-            )
+            .field("id", &format_args!("{:016x}{:016x}", self.key.id[0], self.key.id[1]))
             .field("participant", &self.participant)
             .field("body_len", &self.body_len)
             .finish_non_exhaustive()
@@ -446,21 +422,13 @@ impl Key {
     fn of(descriptor: BorrowedFd<'_>, id: [u64; 2]) -> Result<Self, SegmentError> {
         let stat = rustix::fs::fstat(descriptor)
             .map_err(|e| SegmentError::system("reading a segment's identity")(e.into()))?;
-        Ok(Self {
-            device: stat.st_dev,
-            inode: stat.st_ino,
-            id,
-        })
+        Ok(Self { device: stat.st_dev, inode: stat.st_ino, id })
     }
 
     fn lookup(&self) -> Option<Arc<Segment>> {
         let _window = crate::fork::window();
         let attached = ATTACHED.lock();
-        attached
-            .as_ref()?
-            .get(self)?
-            .upgrade()
-            .filter(|segment| segment.check().is_ok())
+        attached.as_ref()?.get(self)?.upgrade().filter(|segment| segment.check().is_ok())
     }
 }
 
@@ -478,11 +446,7 @@ fn read_header(fd: BorrowedFd<'_>) -> Result<Header, SegmentError> {
     let mut header: Header = bytemuck::Zeroable::zeroed();
     match rustix::io::pread(fd, bytemuck::bytes_of_mut(&mut header), 0) {
         Ok(len) if len == size_of::<Header>() => Ok(header),
-        Ok(len) => Err(SegmentError::foreign(
-            "its header's length",
-            len as u64,
-            size_of::<Header>() as u64,
-        )),
+        Ok(len) => Err(SegmentError::foreign("its header's length", len as u64, size_of::<Header>() as u64)),
         Err(error) => Err(SegmentError::system("reading a segment's header")(error.into())),
     }
 }

@@ -25,12 +25,7 @@ pub const MAX_DESCRIPTORS: usize = 250;
 ///
 /// The system's, when descriptors run out.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )?)
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
 /// Sends one message with its descriptors. Blocks while the peer's buffer is full; woken when the peer reads or
@@ -61,12 +56,8 @@ pub fn send(
         if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        match sendmsg(
-            socket,
-            &[IoSlice::new(bytes)],
-            &mut control,
-            SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
-        ) {
+        match sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
+        {
             Ok(_) => return Ok(()),
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => wait(socket, PollFlags::OUT, deadline)?,
@@ -110,10 +101,7 @@ pub fn recv(
         if received.bytes == 0 {
             return Ok(None);
         }
-        if received
-            .flags
-            .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
-        {
+        if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 "a message or its descriptors were cut off",
@@ -150,10 +138,7 @@ mod tests {
         send(a.as_fd(), b"!", &[], None).expect("sent");
         let (bytes, descriptors) = recv(b.as_fd(), None).expect("received").expect("a message");
         assert_eq!((bytes.as_slice(), descriptors.len()), (&b"hello"[..], 2));
-        assert_eq!(
-            recv(b.as_fd(), None).expect("received").expect("a message").0,
-            b"!"
-        );
+        assert_eq!(recv(b.as_fd(), None).expect("received").expect("a message").0, b"!");
     }
 
     #[test]
@@ -171,10 +156,7 @@ mod tests {
     fn a_silent_peer_ends_in_a_timeout() {
         let (a, _b) = pair().expect("a pair");
         let deadline = Some(Instant::now() + Duration::from_millis(5));
-        assert_eq!(
-            recv(a.as_fd(), deadline).expect_err("nothing came").kind(),
-            io::ErrorKind::TimedOut
-        );
+        assert_eq!(recv(a.as_fd(), deadline).expect_err("nothing came").kind(), io::ErrorKind::TimedOut);
         loop {
             match send(a.as_fd(), &[0; 4096], &[], deadline) {
                 Ok(()) => {}
@@ -195,12 +177,6 @@ mod tests {
             send(a.as_fd(), b"x", &many, None).expect_err("too many").kind(),
             io::ErrorKind::InvalidInput
         );
-        send(
-            a.as_fd(),
-            &vec![0; MAX_MESSAGE],
-            &[a.as_fd(); MAX_DESCRIPTORS],
-            None,
-        )
-        .expect("the limits fit");
+        send(a.as_fd(), &vec![0; MAX_MESSAGE], &[a.as_fd(); MAX_DESCRIPTORS], None).expect("the limits fit");
     }
 }

@@ -99,19 +99,13 @@ impl WaitLine {
     /// A line with nobody asleep. All zero bytes are a valid line too.
     #[cfg(not(loom))]
     pub const fn new() -> Self {
-        Self {
-            word: Futex::new(0),
-            waker_cpu: AtomicU32::new(0),
-        }
+        Self { word: Futex::new(0), waker_cpu: AtomicU32::new(0) }
     }
 
     /// A line with nobody asleep.
     #[cfg(loom)]
     pub fn new() -> Self {
-        Self {
-            word: Futex::new(0),
-            waker_cpu: AtomicU32::new(0),
-        }
+        Self { word: Futex::new(0), waker_cpu: AtomicU32::new(0) }
     }
 
     /// Wakes up to `count` sleepers, if there are any. Call it after the resource was made ready by a `Release`
@@ -135,11 +129,7 @@ impl WaitLine {
         while word & SLEEPERS != 0 {
             let next = word.wrapping_add(STEP) & !SLEEPERS;
             // Relaxed: the sleeper synchronises with the resource itself, not with this word.
-            match self
-                .word
-                .word()
-                .compare_exchange(word, next, Ordering::Relaxed, Ordering::Relaxed)
-            {
+            match self.word.word().compare_exchange(word, next, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return self.word.wake(count),
                 Err(seen) => word = seen,
             }
@@ -218,11 +208,7 @@ impl WaitLine {
                 },
             };
             // In a model a wait with a timeout gives up at once, and one without must be woken.
-            let timeout = if cfg!(loom) {
-                deadline.map(|_| slice)
-            } else {
-                Some(slice)
-            };
+            let timeout = if cfg!(loom) { deadline.map(|_| slice) } else { Some(slice) };
             if self.word.wait(word, timeout) == Wakeup::TimedOut && cfg!(loom) {
                 return attempt();
             }

@@ -7,12 +7,7 @@ use shm_core::segment::{Segment, Spec};
 use shm_core::sync::{AtomicBool, Ordering};
 use std::os::fd::AsFd;
 
-const SPEC: Spec = Spec {
-    kind: 1,
-    layout_hash: 1,
-    body_len: 64,
-    sweep: |_, _| true,
-};
+const SPEC: Spec = Spec { kind: 1, layout_hash: 1, body_len: 64, sweep: |_, _| true };
 const CHILDREN: usize = 60;
 
 /// Children that live on while the parent looks.
@@ -56,10 +51,7 @@ fn a_fork_in_the_middle_of_an_attach_copies_no_lock() {
     });
     let segment = Segment::attach(descriptor.as_fd(), &SPEC).expect("attached");
     for participant in (1..=segment.participants()).filter(|&index| index != segment.participant()) {
-        assert!(
-            segment.is_dead(participant),
-            "a child holds the lock of participant {participant}"
-        );
+        assert!(segment.is_dead(participant), "a child holds the lock of participant {participant}");
     }
     assert_eq!(segment.sweep(), 0, "every detach was clean");
 }

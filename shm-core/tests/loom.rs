@@ -22,10 +22,7 @@ impl Tokens {
     fn try_take(&self) -> Option<()> {
         let mut count = self.count.load(Ordering::Acquire);
         while count > 0 {
-            match self
-                .count
-                .compare_exchange(count, count - 1, Ordering::Acquire, Ordering::Acquire)
-            {
+            match self.count.compare_exchange(count, count - 1, Ordering::Acquire, Ordering::Acquire) {
                 Ok(_) => {
                     // Whoever took one while more are there passes the wake-up on.
                     if self.line.has_sleepers() && self.count.load(Ordering::Acquire) > 0 {
@@ -103,11 +100,6 @@ fn a_deadline_ends_a_wait_for_nothing() {
     explore(|| {
         let tokens = Tokens::default();
         let deadline = Some(std::time::Instant::now());
-        assert_eq!(
-            tokens
-                .line
-                .wait(&Pace::new(), 0, deadline, || tokens.try_take(), || None),
-            None
-        );
+        assert_eq!(tokens.line.wait(&Pace::new(), 0, deadline, || tokens.try_take(), || None), None);
     });
 }

@@ -10,12 +10,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const SPEC: Spec = Spec {
-    kind: 42,
-    layout_hash: 7,
-    body_len: 4096,
-    sweep: count_sweep,
-};
+const SPEC: Spec = Spec { kind: 42, layout_hash: 7, body_len: 4096, sweep: count_sweep };
 const ROLE: &str = "SEGMENT_TEST_ROLE";
 
 /// The first word of the body counts sweeps.
@@ -63,12 +58,7 @@ impl Peer {
                 break index.trim().parse().expect("an index");
             }
         };
-        Self {
-            child,
-            _hold: hold,
-            output,
-            participant,
-        }
+        Self { child, _hold: hold, output, participant }
     }
 
     fn pid(&self) -> Pid {
@@ -168,11 +158,7 @@ fn a_newcomer_sweeps_the_index_that_it_takes() {
     // Whether the newcomer comes to the dead index first depends on the hint: let one take each index in reach.
     let peers: Vec<Peer> = (0..2).map(|_| Peer::start(&segment)).collect();
     segment.sweep();
-    assert_eq!(
-        word(&segment, 0).load(Ordering::Relaxed),
-        1,
-        "swept by whoever came first"
-    );
+    assert_eq!(word(&segment, 0).load(Ordering::Relaxed), 1, "swept by whoever came first");
     for peer in peers {
         peer.kill();
     }
@@ -192,9 +178,7 @@ fn a_forked_child_gets_an_error_and_does_not_keep_its_parent_alive() {
         child => {
             drop((reader, writer));
             let child = Pid::from_raw(child).expect("forked");
-            let (_, status) = waitpid(Some(child), WaitOptions::empty())
-                .expect("reaped")
-                .expect("ended");
+            let (_, status) = waitpid(Some(child), WaitOptions::empty()).expect("reaped").expect("ended");
             assert_eq!(status.exit_status(), Some(0));
             assert!(segment.check().is_ok());
         }
@@ -220,10 +204,7 @@ fn a_token_is_in_flight_as_long_as_it_exists_anywhere() {
 #[test]
 fn two_tokens_of_a_lane_coexist() {
     let segment = segment();
-    let (a, b) = (
-        segment.token(2).expect("a token"),
-        segment.token(2).expect("another"),
-    );
+    let (a, b) = (segment.token(2).expect("a token"), segment.token(2).expect("another"));
     drop(a);
     assert!(segment.in_flight(2));
     drop(b);
@@ -247,11 +228,7 @@ fn a_full_registry_names_its_limit() {
     let path = format!("/proc/self/fd/{}", segment.descriptor().as_raw_fd());
     let others: Vec<std::fs::File> = (1..=MAX_PARTICIPANTS)
         .map(|index| {
-            let file = std::fs::File::options()
-                .read(true)
-                .write(true)
-                .open(&path)
-                .expect("opened");
+            let file = std::fs::File::options().read(true).write(true).open(&path).expect("opened");
             // SAFETY: plain data, all zeros are valid.
             let mut lock: libc::flock = unsafe { std::mem::zeroed() };
             lock.l_type = i16::try_from(libc::F_WRLCK).expect("small");
@@ -276,9 +253,7 @@ fn a_full_registry_names_its_limit() {
         unsafe { libc::_exit(if refused { 0 } else { 1 }) };
     }
     let child = Pid::from_raw(child).expect("forked");
-    let (_, status) = waitpid(Some(child), WaitOptions::empty())
-        .expect("reaped")
-        .expect("ended");
+    let (_, status) = waitpid(Some(child), WaitOptions::empty()).expect("reaped").expect("ended");
     assert_eq!(status.exit_status(), Some(0));
     drop(others);
 }
@@ -292,25 +267,13 @@ fn what_is_not_the_expected_segment_is_refused() {
         // The table of attachments must not hide the check.
         Segment::attach(segment.descriptor(), &spec).expect_err("another spec")
     };
-    for error in [
-        other(|s| s.kind = 1),
-        other(|s| s.layout_hash = 1),
-        other(|s| s.body_len = 1 << 20),
-    ] {
+    for error in [other(|s| s.kind = 1), other(|s| s.layout_hash = 1), other(|s| s.body_len = 1 << 20)] {
         assert!(error.is_foreign(), "{error}");
     }
     let file = std::fs::File::open("/dev/null").expect("opened");
-    assert!(
-        Segment::attach(file.as_fd(), &SPEC)
-            .expect_err("not memory")
-            .is_foreign()
-    );
+    assert!(Segment::attach(file.as_fd(), &SPEC).expect_err("not memory").is_foreign());
     let memory = shm_core::frozen::sealed_memfd(&[0; 32768]).expect("frozen");
-    assert!(
-        Segment::attach(memory.as_fd(), &SPEC)
-            .expect_err("no magic")
-            .is_foreign()
-    );
+    assert!(Segment::attach(memory.as_fd(), &SPEC).expect_err("no magic").is_foreign());
 }
 
 #[test]
@@ -320,10 +283,7 @@ fn a_segment_of_another_version_is_refused_by_number() {
     drop(segment);
     rustix::io::pwrite(&descriptor, &99_u32.to_le_bytes(), 8).expect("the version lies behind the magic");
     let error = Segment::attach(descriptor.as_fd(), &SPEC).expect_err("another version");
-    assert!(
-        error.is_foreign() && error.to_string().contains("0x63"),
-        "{error}"
-    );
+    assert!(error.is_foreign() && error.to_string().contains("0x63"), "{error}");
 }
 
 #[test]
@@ -341,15 +301,8 @@ fn an_attachment_is_not_shared_with_another_expectation() {
     let segment = segment();
     // A hostile creator could rewrite the header after the first attach: what was validated then counts.
     rustix::io::pwrite(segment.descriptor(), &(1_u64 << 40).to_le_bytes(), 40).expect("the body's length");
-    let larger = Spec {
-        body_len: 1 << 30,
-        ..SPEC
-    };
-    assert!(
-        Segment::attach(segment.descriptor(), &larger)
-            .expect_err("too small")
-            .is_foreign()
-    );
+    let larger = Spec { body_len: 1 << 30, ..SPEC };
+    assert!(Segment::attach(segment.descriptor(), &larger).expect_err("too small").is_foreign());
 }
 
 #[test]
@@ -371,10 +324,7 @@ fn threads_that_attach_at_once_are_one_participant() {
 
 #[test]
 fn what_cannot_be_swept_stays_taken() {
-    let stubborn = Spec {
-        sweep: |_, _| false,
-        ..SPEC
-    };
+    let stubborn = Spec { sweep: |_, _| false, ..SPEC };
     let segment = Segment::create(&stubborn, |_| {}).expect("created");
     let dead = Peer::start(&segment).kill();
     eventually("the lock falls", || segment.is_dead(dead));

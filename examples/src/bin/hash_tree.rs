@@ -25,10 +25,9 @@ const BROKEN_PIPE: u8 = 128 + 13;
 fn main() -> ExitCode {
     proc_pool::init();
     let done = match options::parse(std::env::args_os().skip(1)) {
-        Ok(Command::Help) => io::stdout()
-            .write_all(USAGE.as_bytes())
-            .map_err(Into::into)
-            .map(|()| ExitCode::SUCCESS),
+        Ok(Command::Help) => {
+            io::stdout().write_all(USAGE.as_bytes()).map_err(Into::into).map(|()| ExitCode::SUCCESS)
+        }
         Ok(Command::Hash(options)) => hash(&options),
         Err(error) => Err(format!("{error}\nTry 'hash_tree --help'.").into()),
     };
@@ -65,12 +64,7 @@ fn hash(options: &Options) -> Result<ExitCode, Box<dyn Error>> {
         });
         collect(results, &in_flight, &progress, &mut tally)?;
     } else {
-        collect(
-            pool.imap_unordered(hash_file, paths),
-            &in_flight,
-            &progress,
-            &mut tally,
-        )?;
+        collect(pool.imap_unordered(hash_file, paths), &in_flight, &progress, &mut tally)?;
     }
     progress.finish();
 
@@ -91,27 +85,17 @@ fn collect(
     let mut output = Output::new(io::stdout().lock(), progress);
     for result in results {
         match result {
-            Ok(Hashed {
-                index,
-                worker,
-                outcome: Ok((digest, len)),
-            }) => {
+            Ok(Hashed { index, worker, outcome: Ok((digest, len)) }) => {
                 if let Some(path) = in_flight.take(index) {
                     output.line(&digest, &path)?;
                     tally.add(worker, len);
                     progress.done(len);
                 }
             }
-            Ok(Hashed {
-                index,
-                outcome: Err(why),
-                ..
-            }) => skipped(progress, in_flight.take(index), &why),
+            Ok(Hashed { index, outcome: Err(why), .. }) => skipped(progress, in_flight.take(index), &why),
             Err(error) => {
                 let path = match &error {
-                    TaskError::WorkerDied {
-                        item: Some(index), ..
-                    } => in_flight.take(*index),
+                    TaskError::WorkerDied { item: Some(index), .. } => in_flight.take(*index),
                     _ => None,
                 };
                 skipped(progress, path, &error);
@@ -134,10 +118,8 @@ fn skipped(progress: &Progress, path: Option<OsString>, why: &dyn Display) {
 
 /// `--chaos`: SIGKILL. The pool collects its dead workers, so the number may be free by now, but hardly in use again.
 fn kill(worker: u32, progress: &Progress) {
-    let killed = i32::try_from(worker)
-        .ok()
-        .and_then(Pid::from_raw)
-        .map(|pid| kill_process(pid, Signal::KILL));
+    let killed =
+        i32::try_from(worker).ok().and_then(Pid::from_raw).map(|pid| kill_process(pid, Signal::KILL));
     if let Some(Ok(())) = killed {
         progress.note(&format!("chaos: killed worker {worker}"));
     }

@@ -22,11 +22,7 @@ pub struct Chaos {
 impl Chaos {
     /// [`KILLS`] kills, the first after the first result.
     pub fn new() -> Chaos {
-        Chaos {
-            next_at: 1,
-            left: KILLS,
-            dice: RandomState::new(),
-        }
+        Chaos { next_at: 1, left: KILLS, dice: RandomState::new() }
     }
 
     /// The worker to kill now that `results` are in, if it is time; `workers` tells which there are.
@@ -60,9 +56,8 @@ mod tests {
     #[test]
     fn kills_come_at_growing_counts_and_end() {
         let mut chaos = Chaos::new();
-        let at: Vec<u64> = (0..10_000)
-            .filter(|&results| chaos.victim(results, || vec![7]).is_some())
-            .collect();
+        let at: Vec<u64> =
+            (0..10_000).filter(|&results| chaos.victim(results, || vec![7]).is_some()).collect();
         assert_eq!(at, [1, 4, 16, 64, 256]);
     }
 

@@ -29,11 +29,7 @@ pub type Digest = [u8; 32];
 /// Hashes one file. This is the function that the pool calls in its workers.
 pub fn hash_file((index, path): (u64, OsString)) -> Hashed {
     let outcome = read_and_hash(&path).map_err(|error| error.to_string());
-    Hashed {
-        index,
-        worker: std::process::id(),
-        outcome,
-    }
+    Hashed { index, worker: std::process::id(), outcome }
 }
 
 fn read_and_hash(path: &OsString) -> io::Result<(Digest, u64)> {
@@ -81,10 +77,7 @@ mod tests {
         let (digest, len) = hashed(path).expect("readable");
         assert_eq!(len, 1_000_000);
         // FIPS 180-2, appendix B.3: one million times "a".
-        assert_eq!(
-            hex(&digest),
-            "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"
-        );
+        assert_eq!(hex(&digest), "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
     }
 
     #[test]
@@ -92,10 +85,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
         let (digest, len) = hashed(file.path()).expect("readable");
         assert_eq!(len, 0);
-        assert_eq!(
-            hex(&digest),
-            "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-        );
+        assert_eq!(hex(&digest), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
     }
 
     #[test]

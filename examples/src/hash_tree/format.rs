@@ -64,10 +64,7 @@ mod tests {
 
     #[test]
     fn backslash_newline_and_carriage_return_are_escaped_and_announced() {
-        assert_eq!(
-            line(b"a\\b\nc\rd"),
-            format!("\\{}  a\\\\b\\nc\\rd\n", hex()).into_bytes()
-        );
+        assert_eq!(line(b"a\\b\nc\rd"), format!("\\{}  a\\\\b\\nc\\rd\n", hex()).into_bytes());
     }
 
     #[test]

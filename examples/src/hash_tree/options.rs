@@ -62,11 +62,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String
             other => return Err(other.unexpected().to_string()),
         }
     }
-    Ok(Command::Hash(Options {
-        dir: dir.unwrap_or_else(|| PathBuf::from(".")),
-        workers,
-        chaos,
-    }))
+    Ok(Command::Hash(Options { dir: dir.unwrap_or_else(|| PathBuf::from(".")), workers, chaos }))
 }
 
 fn worker_count(text: &OsString) -> Result<NonZeroUsize, String> {
@@ -86,11 +82,7 @@ mod tests {
     fn hash(dir: &str, workers: Option<usize>, chaos: bool) -> Result<Command, String> {
         let workers =
             workers.map(|count| NonZeroUsize::new(count).expect("tests ask for one worker or more"));
-        Ok(Command::Hash(Options {
-            dir: dir.into(),
-            workers,
-            chaos,
-        }))
+        Ok(Command::Hash(Options { dir: dir.into(), workers, chaos }))
     }
 
     #[test]
@@ -100,10 +92,7 @@ mod tests {
 
     #[test]
     fn options_may_stand_before_and_after_the_directory() {
-        assert_eq!(
-            parsed(&["--workers", "3", "a//", "--chaos"]),
-            hash("a//", Some(3), true)
-        );
+        assert_eq!(parsed(&["--workers", "3", "a//", "--chaos"]), hash("a//", Some(3), true));
         assert_eq!(parsed(&["a", "--workers=3"]), hash("a", Some(3), false));
         assert_eq!(parsed(&["-w3"]), hash(".", Some(3), false));
     }

@@ -25,12 +25,7 @@ pub struct Output<'p, W> {
 impl<'p, W: Write> Output<'p, W> {
     /// Lines go to `writer`.
     pub fn new(writer: W, progress: &'p Progress) -> Output<'p, W> {
-        Output {
-            writer,
-            progress,
-            pending: Vec::new(),
-            flushed: Instant::now(),
-        }
+        Output { writer, progress, pending: Vec::new(), flushed: Instant::now() }
     }
 
     /// Adds one file's line.
@@ -70,16 +65,11 @@ mod tests {
         let mut written = Vec::new();
         let mut output = Output::new(&mut written, &progress);
         for name in 0..3_000 {
-            output
-                .line(&[0; 32], OsStr::new(&name.to_string()))
-                .expect("a Vec takes all");
+            output.line(&[0; 32], OsStr::new(&name.to_string())).expect("a Vec takes all");
         }
         output.flush().expect("a Vec takes all");
         let text = String::from_utf8(written).expect("ASCII");
-        let names: Vec<u32> = text
-            .lines()
-            .map(|line| line[66..].parse().expect("a number"))
-            .collect();
+        let names: Vec<u32> = text.lines().map(|line| line[66..].parse().expect("a number")).collect();
         assert_eq!(names, (0..3_000).collect::<Vec<_>>());
     }
 }

@@ -36,10 +36,7 @@ impl Progress {
         if lines.is_none() {
             bar.enable_steady_tick(Duration::from_millis(200));
         }
-        Progress {
-            lines,
-            ..Progress::with_bar(bar)
-        }
+        Progress { lines, ..Progress::with_bar(bar) }
     }
 
     /// Shows nothing but problems.

@@ -37,16 +37,10 @@ impl Display for Summary<'_> {
             .tally
             .workers
             .values()
-            .fold((0, 0), |(files, bytes), worker| {
-                (files + worker.0, bytes + worker.1)
-            });
+            .fold((0, 0), |(files, bytes), worker| (files + worker.0, bytes + worker.1));
         let seconds = self.elapsed.as_secs_f64();
         let rate = bytes as f64 / 1e6 / seconds.max(1e-9);
-        write!(
-            f,
-            "{files} files, {}, {seconds:.2} s, {rate:.0} MB/s",
-            megabytes(bytes)
-        )?;
+        write!(f, "{files} files, {}, {seconds:.2} s, {rate:.0} MB/s", megabytes(bytes))?;
         for (pid, (files, bytes)) in &self.tally.workers {
             write!(f, "\n  worker {pid}: {files} files, {}", megabytes(*bytes))?;
         }
@@ -72,9 +66,6 @@ mod tests {
 
     #[test]
     fn an_empty_tree_has_a_summary_too() {
-        assert_eq!(
-            Tally::default().summary(Duration::ZERO).to_string(),
-            "0 files, 0.0 MB, 0.00 s, 0 MB/s"
-        );
+        assert_eq!(Tally::default().summary(Duration::ZERO).to_string(), "0 files, 0.0 MB, 0.00 s, 0 MB/s");
     }
 }

@@ -30,9 +30,7 @@ impl Walk {
         dir.symlink_metadata()?;
         let (sender, found) = sync_channel(AHEAD);
         let dir = dir.to_owned();
-        std::thread::Builder::new()
-            .name("walk".into())
-            .spawn(move || walk(&dir, &sender, &progress))?;
+        std::thread::Builder::new().name("walk".into()).spawn(move || walk(&dir, &sender, &progress))?;
         Ok(Walk { found })
     }
 }
@@ -84,20 +82,14 @@ mod tests {
         fs::write(root.join("sub/b"), "b").expect("write");
         symlink("sub", root.join("link")).expect("symlink");
         symlink("tree", dir.path().join("alias")).expect("symlink");
-        let name = dir
-            .path()
-            .to_str()
-            .expect("a temporary directory has a UTF-8 name")
-            .to_owned();
+        let name = dir.path().to_str().expect("a temporary directory has a UTF-8 name").to_owned();
         (dir, name)
     }
 
     fn files(dir: &str) -> Vec<PathBuf> {
         let progress = Arc::new(Progress::silent());
-        let mut files: Vec<_> = Walk::start(Path::new(dir), progress)
-            .expect("exists")
-            .map(PathBuf::from)
-            .collect();
+        let mut files: Vec<_> =
+            Walk::start(Path::new(dir), progress).expect("exists").map(PathBuf::from).collect();
         files.sort();
         files
     }
@@ -113,20 +105,14 @@ mod tests {
         for suffix in ["/tree", "/tree/", "/tree//", "/tree/.", "/tree/../tree/sub/.."] {
             let start = format!("{name}{suffix}");
             let slash = if start.ends_with('/') { "" } else { "/" };
-            assert_eq!(
-                texts(&files(&start)),
-                [format!("{start}{slash}a"), format!("{start}{slash}sub/b")]
-            );
+            assert_eq!(texts(&files(&start)), [format!("{start}{slash}a"), format!("{start}{slash}sub/b")]);
         }
     }
 
     #[test]
     fn a_file_is_its_own_tree() {
         let (_dir, name) = tree();
-        assert_eq!(
-            texts(&files(&format!("{name}/tree/a"))),
-            [format!("{name}/tree/a")]
-        );
+        assert_eq!(texts(&files(&format!("{name}/tree/a"))), [format!("{name}/tree/a")]);
     }
 
     #[test]
@@ -144,10 +130,7 @@ mod tests {
         let (_dir, name) = tree();
         for start in ["/none", "/tree/a/"] {
             let start = format!("{name}{start}");
-            assert!(
-                Walk::start(Path::new(&start), Arc::new(Progress::silent())).is_err(),
-                "{start}"
-            );
+            assert!(Walk::start(Path::new(&start), Arc::new(Progress::silent())).is_err(), "{start}");
         }
     }
 }

@@ -152,11 +152,9 @@ impl<T> fmt::Debug for RecvBatchError<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Disconnected => f.write_str("Disconnected"),
-            Self::Decode { received, failed } => f
-                .debug_struct("Decode")
-                .field("received", &received.len())
-                .field("failed", failed)
-                .finish(),
+            Self::Decode { received, failed } => {
+                f.debug_struct("Decode").field("received", &received.len()).field("failed", failed).finish()
+            }
             Self::Forked => f.write_str("Forked"),
             Self::Exhausted => f.write_str("Exhausted"),
         }

@@ -6,10 +6,7 @@ use std::fmt;
 const NO_RECEIVER: &str = "no living process holds a receiver of the queue";
 
 fn fmt_too_large(f: &mut fmt::Formatter<'_>, len: usize, limit: usize) -> fmt::Result {
-    write!(
-        f,
-        "a message of {len} bytes is longer than the queue's limit of {limit}"
-    )
+    write!(f, "a message of {len} bytes is longer than the queue's limit of {limit}")
 }
 
 /// Defines the errors of sending, which differ in one variant each and hand the value back.

@@ -54,10 +54,7 @@ impl Layout {
         if payload_len > MAX_PAYLOAD {
             return Err(LayoutError::Payload(payload_len));
         }
-        Ok(Layout {
-            capacity,
-            payload_len,
-        })
+        Ok(Layout { capacity, payload_len })
     }
 
     /// Slots of the ring.

@@ -48,11 +48,7 @@ mod native {
         ///
         /// As [`Ring::attach`].
         pub(in crate::ring) unsafe fn new(base: NonNull<u8>, layout: &Layout) -> Self {
-            Slots {
-                base,
-                stride: layout.stride(),
-                memory: PhantomData,
-            }
+            Slots { base, stride: layout.stride(), memory: PhantomData }
         }
 
         #[inline(always)]
@@ -103,9 +99,7 @@ mod native {
             let heap = Memory::heap_layout(&layout);
             // SAFETY: a ring has at least one slot, so the size is not zero.
             let base = unsafe { alloc::alloc_zeroed(heap) };
-            let Some(base) = NonNull::new(base) else {
-                alloc::handle_alloc_error(heap)
-            };
+            let Some(base) = NonNull::new(base) else { alloc::handle_alloc_error(heap) };
             Memory { base, layout }
         }
 
@@ -202,10 +196,7 @@ mod model {
                 word: AtomicU64::new(Word::free(0).0),
                 payload: UnsafeCell::new(vec![0; layout.payload_len().div_ceil(8)].into_boxed_slice()),
             };
-            Memory {
-                slots: (0..layout.capacity()).map(slot).collect(),
-                layout,
-            }
+            Memory { slots: (0..layout.capacity()).map(slot).collect(), layout }
         }
 
         /// The ring in this memory.
@@ -226,8 +217,6 @@ mod model {
 fn fill(slots: &Slots<'_>, layout: &Layout, lap: u64) {
     for index in 0..layout.capacity() {
         // Relaxed: nobody else knows of this memory yet.
-        slots
-            .word(index)
-            .store(Word::free(lap).0, shm_core::sync::Ordering::Relaxed);
+        slots.word(index).store(Word::free(lap).0, shm_core::sync::Ordering::Relaxed);
     }
 }

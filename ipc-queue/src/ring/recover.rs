@@ -37,11 +37,7 @@ impl Ring<'_> {
         }
         // WRITING => TOMB, READING => FREE of the next lap
         let writing = word.state() == State::WRITING;
-        let next = if writing {
-            Word::tomb(lap)
-        } else {
-            Word::free(lap + 1)
-        };
+        let next = if writing { Word::tomb(lap) } else { Word::free(lap + 1) };
         // SYNC slot-free: pairs with the looks in `claim_free` and `claim_full`; carries on what the proof of death
         // has let us see of the owner's use of the payload.
         let order = ordering("ring.recover.header", Release);

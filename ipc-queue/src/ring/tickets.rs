@@ -78,23 +78,14 @@ impl Tickets {
     /// Saturates: only a corrupt word leads beyond the last ticket.
     #[inline(always)]
     fn jump(&self, ticket: u64, laps: u64, span: u64) -> u64 {
-        ticket
-            .saturating_add(laps.saturating_mul(self.capacity))
-            .saturating_add(span)
+        ticket.saturating_add(laps.saturating_mul(self.capacity)).saturating_add(span)
     }
 
     /// The claim that `seen` in slot `index` stands for, if somebody holds it.
     #[inline]
     pub(super) fn claim(&self, index: usize, seen: Word) -> Option<Claim> {
-        let ticket = || {
-            seen.lap()
-                .saturating_mul(self.capacity)
-                .saturating_add(index as u64)
-        };
-        seen.is_claimed().then(|| Claim {
-            ticket: ticket(),
-            word: seen,
-        })
+        let ticket = || seen.lap().saturating_mul(self.capacity).saturating_add(index as u64);
+        seen.is_claimed().then(|| Claim { ticket: ticket(), word: seen })
     }
 }
 
@@ -110,11 +101,7 @@ mod tests {
             let near = |t: u64| (t.saturating_sub(2)..=t.saturating_add(2)).collect::<Vec<_>>();
             let samples = [0, c, 7 * c, tickets.end / 3, tickets.end / c * c, tickets.end - 1];
             for t in samples.into_iter().flat_map(near).filter(|t| *t < tickets.end) {
-                assert_eq!(
-                    tickets.locate(t),
-                    Some((t / c, small(t % c))),
-                    "ticket {t} of {c} slots"
-                );
+                assert_eq!(tickets.locate(t), Some((t / c, small(t % c))), "ticket {t} of {c} slots");
             }
             assert_eq!(tickets.locate(tickets.end), None);
         }

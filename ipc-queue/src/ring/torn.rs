@@ -65,9 +65,7 @@ mod tests {
     use shm_core::sync::Ordering::Relaxed;
 
     fn words(ring: &Ring<'_>) -> Vec<Word> {
-        (0..ring.capacity())
-            .map(|index| ring.look(index, Relaxed))
-            .collect()
+        (0..ring.capacity()).map(|index| ring.look(index, Relaxed)).collect()
     }
 
     /// Ascending, a batch torn after its first interior slots would let a consumer that has passed a buried header
@@ -79,33 +77,14 @@ mod tests {
         let (pushed, popped) = (Cursor::new(), Cursor::new());
         let torn = ring.abandon_push(&pushed, 1, 4, |_, _| (), Step::Interior(2));
         assert_eq!(torn, Ok((0, 4)));
-        assert_eq!(
-            words(&ring),
-            [
-                Word::writing(0, 4, 1),
-                Word::free(0),
-                Word::full(0),
-                Word::full(0)
-            ]
-        );
+        assert_eq!(words(&ring), [Word::writing(0, 4, 1), Word::free(0), Word::full(0), Word::full(0)]);
         ring.recover_owner(1);
         assert_eq!(words(&ring), [Word::tomb(0); 4]);
 
         assert_eq!(ring.try_pop(&popped, 2, |_| ()), Err(PopError::Empty));
         assert_eq!(ring.try_push_batch(&pushed, 1, 4, |_, _| ()), Ok((4, 4)));
-        assert_eq!(
-            ring.abandon_pop(&popped, 2, 4, |_, _| (), Step::Interior(1)),
-            Ok(4)
-        );
-        assert_eq!(
-            words(&ring),
-            [
-                Word::reading(1, 4, 2),
-                Word::full(1),
-                Word::full(1),
-                Word::free(2)
-            ]
-        );
+        assert_eq!(ring.abandon_pop(&popped, 2, 4, |_, _| (), Step::Interior(1)), Ok(4));
+        assert_eq!(words(&ring), [Word::reading(1, 4, 2), Word::full(1), Word::full(1), Word::free(2)]);
         assert_eq!(ring.recover_owner(2), 4);
         assert_eq!(words(&ring), [Word::free(2); 4]);
     }

@@ -42,10 +42,7 @@ impl Peer {
         if let Some(name) = crash_point {
             command.env("SHM_CRASH_POINT", name);
         }
-        let peer = Self {
-            process: command.spawn().expect("the test binary starts"),
-            socket: ours,
-        };
+        let peer = Self { process: command.spawn().expect("the test binary starts"), socket: ours };
         // `command` still holds the child's end: only without it does the socket end with the child.
         drop(command);
         send(peer.socket.as_fd(), orders);
@@ -63,10 +60,7 @@ impl Peer {
     }
 
     pub(crate) fn has_ended(&mut self) -> bool {
-        self.process
-            .try_wait()
-            .expect("a child can be waited for")
-            .is_some()
+        self.process.try_wait().expect("a child can be waited for").is_some()
     }
 
     /// Waits for the end of the child.
@@ -102,12 +96,7 @@ pub(crate) fn child<O: DeserializeOwned>(body: impl FnOnce(O, &Reporter)) {
     if is_orphan {
         std::process::exit(2);
     }
-    let reporter = Reporter(
-        std::io::stdin()
-            .as_fd()
-            .try_clone_to_owned()
-            .expect("a descriptor"),
-    );
+    let reporter = Reporter(std::io::stdin().as_fd().try_clone_to_owned().expect("a descriptor"));
     if let Some(orders) = receive(reporter.0.as_fd()) {
         body(orders, &reporter);
     }

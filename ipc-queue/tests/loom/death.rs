@@ -17,9 +17,7 @@ pub(crate) fn a_recovered_message_of_a_batch_was_read() {
                 // SAFETY: read below only after the release; loom checks that.
                 noted.with_mut(|n| unsafe { *n += get(slot) });
             };
-            let claimed = w
-                .ring()
-                .abandon_pop(&Cursor::new(), 2, 2, read, Step::Interior(0));
+            let claimed = w.ring().abandon_pop(&Cursor::new(), 2, 2, read, Step::Interior(0));
             assert_eq!(claimed, Ok(2));
         }
     });
@@ -125,9 +123,7 @@ pub(crate) fn a_sweep_hands_the_slot_of_a_dead_reader_on() {
     world.push(&pushed, 1, 0);
     let victim = spawn(&world, |w| {
         let read = |_, slot| assert_eq!(get(slot), 0);
-        let claimed = w
-            .ring()
-            .abandon_pop(&Cursor::new(), 2, 1, read, Step::Interior(0));
+        let claimed = w.ring().abandon_pop(&Cursor::new(), 2, 1, read, Step::Interior(0));
         assert_eq!(claimed, Ok(1));
     });
     let sweeper = spawn(&world, |w| {
@@ -144,9 +140,7 @@ pub(crate) fn a_sweep_hands_the_slot_of_a_dead_reader_on() {
 pub(crate) fn three_recover_at_once() {
     let world = World::new(2);
     let write = |i, slot| put(slot, 100 + i as u64);
-    let torn = world
-        .ring()
-        .abandon_push(&Cursor::new(), 1, 2, write, Step::Interior(1));
+    let torn = world.ring().abandon_push(&Cursor::new(), 1, 2, write, Step::Interior(1));
     assert_eq!(torn, Ok((0, 2)));
     world.die(1);
     let sweeper = spawn(&world, |w| assert_eq!(w.ring().recover_owner(1), 0));
@@ -163,9 +157,7 @@ pub(crate) fn three_recover_at_once() {
 pub(crate) fn a_batch_finished_before_the_death_is_delivered() {
     let world = World::new(2);
     let victim = spawn(&world, |w| {
-        let pushed = w
-            .ring()
-            .try_push_batch(&Cursor::new(), 1, 2, |i, slot| put(slot, i as u64));
+        let pushed = w.ring().try_push_batch(&Cursor::new(), 1, 2, |i, slot| put(slot, i as u64));
         assert_eq!(pushed, Ok((0, 2)));
     });
     let cursor = Cursor::new();

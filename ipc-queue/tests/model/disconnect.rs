@@ -145,22 +145,14 @@ impl Disconnect {
     fn scan(&self, state: &State, moves: &mut Moves<State>) {
         let mut next = *state;
         next.scan = match state.scan {
-            Scan::ReadEpoch => Scan::ReadWord {
-                epoch: state.epoch,
-                next: 0,
-                any: false,
-            },
+            Scan::ReadEpoch => Scan::ReadWord { epoch: state.epoch, next: 0, any: false },
             Scan::ReadWord { epoch, next, any } => {
                 let process = usize::from(next / 2);
                 let words = [state.counts[process], state.in_flight[process]];
                 let any = any || words[usize::from(next % 2)] > 0;
                 match next {
                     3 => Scan::ReadEpochAgain { epoch, any },
-                    _ => Scan::ReadWord {
-                        epoch,
-                        next: next + 1,
-                        any,
-                    },
+                    _ => Scan::ReadWord { epoch, next: next + 1, any },
                 }
             }
             Scan::ReadEpochAgain { epoch, any } if !any && epoch == state.epoch => Scan::SaysGone,
@@ -183,11 +175,7 @@ impl Model for Disconnect {
             counts: [1, 0],
             in_flight: [0; 2],
             epoch: 0,
-            handle: Handle {
-                holder: 0,
-                journeys: 0,
-                at: Moving::Rests,
-            },
+            handle: Handle { holder: 0, journeys: 0, at: Moving::Rests },
             scan: Scan::ReadEpoch,
             crashes_left: self.crashes,
         }

@@ -64,8 +64,7 @@ impl<S> Moves<S> {
 
     /// The process `process` may take a step that breaks a promise.
     pub(crate) fn violation(&mut self, process: usize, what: impl Into<String>) {
-        self.violation
-            .get_or_insert((Actor::Step(index(process)), what.into()));
+        self.violation.get_or_insert((Actor::Step(index(process)), what.into()));
     }
 }
 
@@ -88,11 +87,7 @@ pub(crate) enum Outcome {
     /// A promise was broken at the end of `path`. In a path, `2` is a step of process 2 and `+2` its death.
     Violation { what: String, path: String },
     /// From `count` states the survivors cannot finish; `path` leads to the nearest, shown in `state`.
-    Wedged {
-        count: usize,
-        path: String,
-        state: String,
-    },
+    Wedged { count: usize, path: String, state: String },
     /// There are more than [`MAX_STATES`] states.
     TooManyStates,
 }
@@ -109,10 +104,7 @@ pub(crate) fn explore<M: Model>(model: &M) -> Report {
     // Steps of survivors, as (to, from).
     let mut edges: Vec<(u32, u32)> = Vec::new();
     let mut ends: Vec<u32> = Vec::new();
-    let mut moves = Moves {
-        next: Vec::new(),
-        violation: None,
-    };
+    let mut moves = Moves { next: Vec::new(), violation: None };
     let mut current = 0_u32;
     let outcome = loop {
         let Some(&state) = found.states.get(current as usize) else {
@@ -143,11 +135,7 @@ pub(crate) fn explore<M: Model>(model: &M) -> Report {
         }
         current += 1;
     };
-    Report {
-        states: found.states.len(),
-        finished: ends.len(),
-        outcome,
-    }
+    Report { states: found.states.len(), finished: ends.len(), outcome }
 }
 
 /// Walks backwards from the finished states; whatever is not met is wedged.
@@ -205,10 +193,7 @@ const VACANT: u32 = u32::MAX;
 
 impl<S: Copy + Eq + Hash> Found<S> {
     fn new() -> Self {
-        Self {
-            states: Vec::new(),
-            table: vec![VACANT; 1 << 10],
-        }
+        Self { states: Vec::new(), table: vec![VACANT; 1 << 10] }
     }
 
     /// The index of `state`, and whether it was met for the first time.

@@ -77,10 +77,7 @@ enum Consuming {
 impl Word {
     /// What a sleeper expects.
     fn with_sleepers(sequence: u8) -> Self {
-        Self {
-            sequence,
-            sleepers: true,
-        }
+        Self { sequence, sleepers: true }
     }
 }
 
@@ -95,20 +92,13 @@ impl State {
         let sleepers =
             (0..MAX_THREADS).filter(move |&t| self.threads[t] == Thread::Consumer(Consuming::Asleep));
         let nobody = sleepers.clone().next().is_none().then_some(self);
-        sleepers
-            .map(move |t| self.with(t, Thread::Consumer(Consuming::Rearm)))
-            .chain(nobody)
+        sleepers.map(move |t| self.with(t, Thread::Consumer(Consuming::Rearm))).chain(nobody)
     }
 
     /// Clears SLEEPERS if the word is still as `seen`.
     fn clear_sleepers(self, seen: Word) -> Option<Self> {
-        (self.word == seen).then_some(Self {
-            word: Word {
-                sequence: seen.sequence + 1,
-                sleepers: false,
-            },
-            ..self
-        })
+        (self.word == seen)
+            .then_some(Self { word: Word { sequence: seen.sequence + 1, sleepers: false }, ..self })
     }
 }
 
@@ -153,9 +143,7 @@ impl Parking {
                 next.word.sleepers = true;
                 Consuming::ReadWord
             }
-            Consuming::ReadWord => Consuming::LookAgain {
-                sequence: state.word.sequence,
-            },
+            Consuming::ReadWord => Consuming::LookAgain { sequence: state.word.sequence },
             Consuming::LookAgain { .. }
                 if state.queued > 0 && self.control != Some(Control::SleeperDoesNotLookAgain) =>
             {
@@ -191,21 +179,11 @@ impl Model for Parking {
     type State = State;
 
     fn start(&self) -> State {
-        let producer = Thread::Producer {
-            left: self.messages,
-            at: Producing::Publish,
-        };
+        let producer = Thread::Producer { left: self.messages, at: Producing::Publish };
         let mut threads = [Thread::Absent; MAX_THREADS];
         threads[..self.producers].fill(producer);
         threads[self.producers..self.producers + self.consumers].fill(Thread::Consumer(Consuming::Take));
-        State {
-            queued: 0,
-            word: Word {
-                sequence: 0,
-                sleepers: false,
-            },
-            threads,
-        }
+        State { queued: 0, word: Word { sequence: 0, sleepers: false }, threads }
     }
 
     fn moves(&self, state: &State, moves: &mut Moves<State>) {

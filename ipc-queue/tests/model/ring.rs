@@ -109,12 +109,7 @@ pub(crate) struct Word {
 
 impl Word {
     pub(crate) fn unowned(lap: u8, state: SlotState) -> Self {
-        Self {
-            lap,
-            state,
-            span: 1,
-            owner: None,
-        }
+        Self { lap, state, span: 1, owner: None }
     }
 
     pub(crate) fn is(self, lap: u8, state: SlotState) -> bool {
@@ -274,17 +269,11 @@ pub(crate) struct State {
 impl Ring {
     /// What is left when `process` dies now, if it may.
     fn crash(&self, state: &State, process: usize) -> Option<State> {
-        let Participant {
-            sent, claimed, next, ..
-        } = state.participants[process];
+        let Participant { sent, claimed, next, .. } = state.participants[process];
         let is_producer = process < self.producers;
         let consumers = self.producers..self.producers + self.consumers;
-        let living = |state: &State| {
-            consumers
-                .clone()
-                .filter(|&c| state.participants[c].next != Next::Dead)
-                .count()
-        };
+        let living =
+            |state: &State| consumers.clone().filter(|&c| state.participants[c].next != Next::Dead).count();
         let may_die = state.crashes_left > 0
             && next != Next::Dead
             && if is_producer {
@@ -300,12 +289,8 @@ impl Ring {
         for message in claimed.into_iter().flatten() {
             after.lost.add(message);
         }
-        after.participants[process] = Participant {
-            ticket: 0,
-            sent,
-            claimed: [None; MAX_SPAN],
-            next: Next::Dead,
-        };
+        after.participants[process] =
+            Participant { ticket: 0, sent, claimed: [None; MAX_SPAN], next: Next::Dead };
         Some(after)
     }
 }
@@ -314,20 +299,12 @@ impl Model for Ring {
     type State = State;
 
     fn start(&self) -> State {
-        let participant = |next| Participant {
-            ticket: 0,
-            sent: 0,
-            claimed: [None; MAX_SPAN],
-            next,
-        };
+        let participant = |next| Participant { ticket: 0, sent: 0, claimed: [None; MAX_SPAN], next };
         let working = self.producers + self.consumers;
         let mut participants = [participant(Next::Absent); MAX_PROCESSES];
         participants[..working].fill(participant(Next::Look));
         if let Some(Control::Revoke { ticket }) = self.control {
-            participants[working] = Participant {
-                ticket,
-                ..participant(Next::TakeBack)
-            };
+            participants[working] = Participant { ticket, ..participant(Next::TakeBack) };
         }
         State {
             words: [Word::unowned(0, Free); MAX_CAPACITY],
@@ -344,12 +321,7 @@ impl Model for Ring {
 
     fn moves(&self, state: &State, moves: &mut Moves<State>) {
         for me in 0..MAX_PROCESSES {
-            let turn = Turn {
-                ring: self,
-                before: state,
-                after: *state,
-                me,
-            };
+            let turn = Turn { ring: self, before: state, after: *state, me };
             match turn.step() {
                 Ok(Some(after)) => moves.step(me, after),
                 Ok(None) => {}

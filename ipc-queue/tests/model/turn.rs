@@ -76,12 +76,7 @@ impl Turn<'_> {
             Next::Ask { first, header } => self.ask(first, header),
             Next::LookAgain { first, header } => self.look_again(first, header),
             Next::RecoverLook { first, header, at } => self.recover_look(first, header, at),
-            Next::RecoverSwap {
-                first,
-                header,
-                at,
-                seen,
-            } => self.recover_swap(first, header, at, seen),
+            Next::RecoverSwap { first, header, at, seen } => self.recover_swap(first, header, at, seen),
             Next::RecoverHeader { first, header } => self.recover_header(first, header),
             Next::TakeBack => self.take_back(ticket),
         }
@@ -98,11 +93,7 @@ impl Turn<'_> {
         if word.is(lap, Free) {
             let count = self.ring.push_span.min(left);
             return if count > 1 && !self.has(Control::NoInteriorCheck) {
-                self.then(Next::CheckFree {
-                    header: word,
-                    count,
-                    at: 1,
-                })
+                self.then(Next::CheckFree { header: word, count, at: 1 })
             } else {
                 self.then(Next::ClaimToWrite { header: word, count })
             };
@@ -132,11 +123,7 @@ impl Turn<'_> {
         if laps_ahead == 0 {
             return ticket + word.span;
         }
-        let span = if self.has(Control::JumpIgnoresSpan) {
-            1
-        } else {
-            word.span
-        };
+        let span = if self.has(Control::JumpIgnoresSpan) { 1 } else { word.span };
         // A slot that is FREE at lap L' was taken up to lap L' - 1.
         let not_taken = u8::from(word.state == Free && !self.has(Control::FreeCountsAsTaken));
         ticket + (laps_ahead - not_taken) * self.ring.capacity + span
@@ -145,11 +132,7 @@ impl Turn<'_> {
     fn check_free(self, ticket: Ticket, header: Word, count: u8, at: u8) -> Stepped {
         let is_free = at < self.ring.capacity && self.word(ticket + at).is(self.lap(ticket + at), Free);
         match (is_free, at + 1 == count) {
-            (true, false) => self.then(Next::CheckFree {
-                header,
-                count,
-                at: at + 1,
-            }),
+            (true, false) => self.then(Next::CheckFree { header, count, at: at + 1 }),
             (true, true) => self.then(Next::ClaimToWrite { header, count }),
             (false, _) if self.ring.whole_batches => self.then(Next::Look),
             (false, _) => self.then(Next::ClaimToWrite { header, count: at }),
@@ -160,12 +143,7 @@ impl Turn<'_> {
         if self.word(ticket) != header {
             return self.then(Next::Look);
         }
-        let claim = Word {
-            lap: header.lap,
-            state: Writing,
-            span: count,
-            owner: Some(self.name()),
-        };
+        let claim = Word { lap: header.lap, state: Writing, span: count, owner: Some(self.name()) };
         self.set(ticket, claim);
         self.then(Next::WriteFirstHalf { count })
     }
@@ -186,11 +164,7 @@ impl Turn<'_> {
         if count == 1 || self.has(Control::PublishHeaderFirst) {
             return self.then(Next::PublishHeader { count });
         }
-        let at = if self.has(Control::PublishForward) {
-            1
-        } else {
-            count - 1
-        };
+        let at = if self.has(Control::PublishForward) { 1 } else { count - 1 };
         self.then(Next::Publish { count, at })
     }
 
@@ -236,10 +210,7 @@ impl Turn<'_> {
     }
 
     fn own_message(&self, at: u8) -> Message {
-        Message {
-            producer: self.name(),
-            number: self.before.participants[self.me].sent + at,
-        }
+        Message { producer: self.name(), number: self.before.participants[self.me].sent + at }
     }
 
     // Consumer.
@@ -248,15 +219,8 @@ impl Turn<'_> {
         let (word, lap) = (self.word(ticket), self.lap(ticket));
         if word.is(lap, Full) {
             return match self.ring.pop_span {
-                1 => self.then(Next::ClaimToRead {
-                    header: word,
-                    count: 1,
-                }),
-                count => self.then(Next::CheckFull {
-                    header: word,
-                    count,
-                    at: 1,
-                }),
+                1 => self.then(Next::ClaimToRead { header: word, count: 1 }),
+                count => self.then(Next::CheckFull { header: word, count, at: 1 }),
             };
         }
         if word.is(lap, Tomb) {
@@ -282,11 +246,7 @@ impl Turn<'_> {
         if laps_ahead == 0 {
             return ticket + word.span;
         }
-        let span = if self.has(Control::JumpIgnoresSpan) {
-            1
-        } else {
-            word.span
-        };
+        let span = if self.has(Control::JumpIgnoresSpan) { 1 } else { word.span };
         // A slot at lap L' that is not READING there was consumed up to lap L' - 1 only.
         match word.state {
             Reading => ticket + laps_ahead * self.ring.capacity + span,
@@ -297,11 +257,7 @@ impl Turn<'_> {
     fn check_full(self, ticket: Ticket, header: Word, count: u8, at: u8) -> Stepped {
         let is_full = at < self.ring.capacity && self.word(ticket + at).is(self.lap(ticket + at), Full);
         match (is_full, at + 1 == count) {
-            (true, false) => self.then(Next::CheckFull {
-                header,
-                count,
-                at: at + 1,
-            }),
+            (true, false) => self.then(Next::CheckFull { header, count, at: at + 1 }),
             (true, true) => self.then(Next::ClaimToRead { header, count }),
             (false, _) => self.then(Next::ClaimToRead { header, count: at }),
         }
@@ -311,12 +267,7 @@ impl Turn<'_> {
         if self.word(ticket) != header {
             return self.then(Next::Look);
         }
-        let claim = Word {
-            lap: header.lap,
-            state: Reading,
-            span: count,
-            owner: Some(self.name()),
-        };
+        let claim = Word { lap: header.lap, state: Reading, span: count, owner: Some(self.name()) };
         self.set(ticket, claim);
         for at in 0..count {
             let Payload::Message(message) = self.before.payloads[self.slot(ticket + at)] else {
@@ -350,11 +301,7 @@ impl Turn<'_> {
         if count == 1 {
             return self.then(Next::ReleaseHeader { count });
         }
-        let at = if self.has(Control::FreeForward) {
-            1
-        } else {
-            count - 1
-        };
+        let at = if self.has(Control::FreeForward) { 1 } else { count - 1 };
         self.then(Next::Release { count, at })
     }
 
@@ -397,12 +344,7 @@ impl Turn<'_> {
     }
 
     fn is_own_claim(&self, ticket: Ticket, state: SlotState, span: u8) -> bool {
-        let claim = Word {
-            lap: self.lap(ticket),
-            state,
-            span,
-            owner: Some(self.name()),
-        };
+        let claim = Word { lap: self.lap(ticket), state, span, owner: Some(self.name()) };
         self.word(ticket) == claim
     }
 
@@ -411,11 +353,7 @@ impl Turn<'_> {
         if self.word(ticket) == seen {
             self.set(ticket, Word::unowned(seen.lap + 1, Free));
             if self.me >= self.ring.producers {
-                let steps = if self.has(Control::TombKeepsSpan) {
-                    seen.span
-                } else {
-                    1
-                };
+                let steps = if self.has(Control::TombKeepsSpan) { seen.span } else { 1 };
                 self.participant().ticket += steps;
             }
         }
@@ -465,11 +403,7 @@ impl Turn<'_> {
         if is_header_only {
             return self.then(Next::RecoverHeader { first, header });
         }
-        self.then(Next::RecoverLook {
-            first,
-            header,
-            at: header.span - 1,
-        })
+        self.then(Next::RecoverLook { first, header, at: header.span - 1 })
     }
 
     fn recover_look(self, first: Ticket, header: Word, at: u8) -> Stepped {
@@ -477,12 +411,7 @@ impl Turn<'_> {
         let belongs = seen.lap == self.lap(first + at);
         let is_tombed = header.state == Writing && seen.state == Tomb;
         if belongs && !is_tombed {
-            return self.then(Next::RecoverSwap {
-                first,
-                header,
-                at,
-                seen,
-            });
+            return self.then(Next::RecoverSwap { first, header, at, seen });
         }
         self.recover_before(first, header, at)
     }
@@ -503,21 +432,16 @@ impl Turn<'_> {
     fn recover_before(self, first: Ticket, header: Word, at: u8) -> Stepped {
         match at {
             1 => self.then(Next::RecoverHeader { first, header }),
-            _ => self.then(Next::RecoverLook {
-                first,
-                header,
-                at: at - 1,
-            }),
+            _ => self.then(Next::RecoverLook { first, header, at: at - 1 }),
         }
     }
 
     fn recover_header(mut self, first: Ticket, header: Word) -> Stepped {
         if self.word(first) == header {
             let word = match header.state {
-                Writing if self.has(Control::TombKeepsSpan) => Word {
-                    span: header.span,
-                    ..Word::unowned(header.lap, Tomb)
-                },
+                Writing if self.has(Control::TombKeepsSpan) => {
+                    Word { span: header.span, ..Word::unowned(header.lap, Tomb) }
+                }
                 Writing => Word::unowned(header.lap, Tomb),
                 _ => Word::unowned(header.lap + 1, Free),
             };

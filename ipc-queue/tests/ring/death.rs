@@ -110,16 +110,11 @@ fn a_ring_of_tombs_is_not_full() {
     let memory = memory(3);
     let end = End::new(&memory, 2);
     for victim in 10..30 {
-        End::new(&memory, victim)
-            .abandon_push(0, 3, Step::Claimed)
-            .unwrap();
+        End::new(&memory, victim).abandon_push(0, 3, Step::Claimed).unwrap();
         end.ring.recover_owner(victim);
     }
     for message in 5..8 {
-        assert!(
-            end.push(message).is_ok(),
-            "no consumer has come by to free the tombs"
-        );
+        assert!(end.push(message).is_ok(), "no consumer has come by to free the tombs");
     }
     assert_eq!(end.push(8), Err(PushError::Full));
     assert_eq!(end.drain(), [5, 6, 7]);

@@ -18,19 +18,12 @@ struct Witness {
 
 impl Witness {
     fn new(producers: usize) -> Self {
-        Witness {
-            last: vec![None; producers],
-            count: 0,
-            sum: 0,
-        }
+        Witness { last: vec![None; producers], count: 0, sum: 0 }
     }
 
     fn see(&mut self, message: u64) {
         let (producer, number) = ((message >> 32) as usize, message & 0xffff_ffff);
-        assert!(
-            self.last[producer] < Some(number),
-            "order of producer {producer} broken"
-        );
+        assert!(self.last[producer] < Some(number), "order of producer {producer} broken");
         self.last[producer] = Some(number);
         self.count += 1;
         self.sum += number;
@@ -58,9 +51,7 @@ fn race(capacity: usize, producers: usize, consumers: usize, each: u64, span: us
                     let want = (1 + random.below(span)).min((each - number) as usize);
                     let pushed = match want {
                         1 => end.push(message(producer, number)).map(|_| 1),
-                        _ => end
-                            .push_batch(message(producer, number), want)
-                            .map(|(_, count)| count as u64),
+                        _ => end.push_batch(message(producer, number), want).map(|(_, count)| count as u64),
                     };
                     match pushed {
                         Ok(count) => number += count,
@@ -82,11 +73,7 @@ fn race(capacity: usize, producers: usize, consumers: usize, each: u64, span: us
                     let before = witness.count;
                     match 1 + random.below(span) {
                         1 => end.pop().into_iter().for_each(|m| witness.see(m)),
-                        max => end
-                            .pop_batch(max)
-                            .into_iter()
-                            .flatten()
-                            .for_each(|m| witness.see(m)),
+                        max => end.pop_batch(max).into_iter().flatten().for_each(|m| witness.see(m)),
                     }
                     match witness.count - before {
                         0 => std::thread::yield_now(),
@@ -242,14 +229,9 @@ fn survivors_of_random_deaths_finish() {
             });
         }
     });
-    let swept: usize = (1..1024)
-        .map(|owner| memory.ring().recover_owner(owner as u16))
-        .sum();
+    let swept: usize = (1..1024).map(|owner| memory.ring().recover_owner(owner as u16)).sum();
     let lost = lost.into_inner() + swept as u64;
     assert!(lost > 0, "consumers died");
     assert_eq!(received.into_inner() + lost, 2 * EACH);
-    assert_eq!(
-        End::new(&memory, 1).push_batch(0, 7).map(|(_, count)| count),
-        Ok(7)
-    );
+    assert_eq!(End::new(&memory, 1).push_batch(0, 7).map(|(_, count)| count), Ok(7));
 }

@@ -85,9 +85,7 @@ impl Arena {
             return None;
         }
         let block = Block { page, size: small };
-        self.mapping
-            .commit(block.offset() as u64, block.len() as u64)
-            .ok()?;
+        self.mapping.commit(block.offset() as u64, block.len() as u64).ok()?;
         self.next = end;
         Some(block)
     }
@@ -111,11 +109,7 @@ impl Arena {
         // SAFETY: the block lies inside the mapping; what another process may be writing is copied, not borrowed.
         #[allow(unsafe_code, reason = "a plain copy out of shared memory")]
         unsafe {
-            append(
-                self.mapping().base().add(block.offset()),
-                len.min(block.len()),
-                to,
-            );
+            append(self.mapping().base().add(block.offset()), len.min(block.len()), to);
         }
     }
 
@@ -132,9 +126,8 @@ mod tests {
     #[test]
     fn a_block_is_large_enough_and_the_next_one_elsewhere() {
         let mut arena = Arena::create().expect("address space");
-        let blocks: Vec<Block> = [1, 4096, 4097, 70_000, LARGEST]
-            .map(|len| arena.alloc(len).expect("space"))
-            .into();
+        let blocks: Vec<Block> =
+            [1, 4096, 4097, 70_000, LARGEST].map(|len| arena.alloc(len).expect("space")).into();
         for (block, len) in blocks.iter().zip([1, 4096, 4097, 70_000, LARGEST]) {
             assert!(block.len() >= len);
         }

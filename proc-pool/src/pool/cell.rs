@@ -114,9 +114,7 @@ impl Geometry {
             body_len: self.done_at() + self.done_ring().len_bytes(),
             sweep: |segment, dead| {
                 let geometry = Geometry::in_body(segment);
-                geometry
-                    .map(|geometry| Rings::of(segment, geometry).recover(dead))
-                    .is_some()
+                geometry.map(|geometry| Rings::of(segment, geometry).recover(dead)).is_some()
             },
         }
     }
@@ -127,10 +125,7 @@ impl Geometry {
             // SAFETY: the first line of the body, 4-aligned, accessed as atomics only.
             unsafe { segment.body().cast::<AtomicU32>().add(at).as_ref() }.load(Ordering::Relaxed)
         };
-        let geometry = Self {
-            workers: word(0),
-            cells: word(1),
-        };
+        let geometry = Self { workers: word(0), cells: word(1) };
         let fits = geometry.is_valid() && geometry.spec().body_len <= segment.body_len();
         fits.then_some(geometry)
     }
@@ -189,10 +184,7 @@ impl Record {
 
     #[allow(clippy::cast_possible_truncation, reason = "the two halves of a word")]
     pub(super) fn from_word(word: u64) -> Self {
-        Self {
-            cell: word as u32,
-            generation: (word >> 32) as u32,
-        }
+        Self { cell: word as u32, generation: (word >> 32) as u32 }
     }
 }
 
@@ -219,18 +211,11 @@ impl Shared {
         // SAFETY: `create` and `attach` checked the geometry, and `self` keeps the segment mapped as long as it lends
         // the rings.
         let rings = unsafe { Rings::at(&segment, geometry) };
-        Self {
-            segment,
-            geometry,
-            rings,
-        }
+        Self { segment, geometry, rings }
     }
 
     pub(super) fn attach(descriptor: BorrowedFd<'_>, geometry: Geometry) -> Result<Self, SegmentError> {
-        Ok(Self::over(
-            Segment::attach(descriptor, &geometry.spec())?,
-            geometry,
-        ))
+        Ok(Self::over(Segment::attach(descriptor, &geometry.spec())?, geometry))
     }
 
     pub(super) fn segment(&self) -> &Segment {
@@ -258,13 +243,7 @@ impl Shared {
     /// Where the parent waits for its workers.
     pub(super) fn completions(&self) -> &WaitLine {
         // SAFETY: inside the body, 64-aligned; all zeros are a valid line.
-        unsafe {
-            self.segment
-                .body()
-                .add(COMPLETIONS_AT)
-                .cast::<WaitLine>()
-                .as_ref()
-        }
+        unsafe { self.segment.body().add(COMPLETIONS_AT).cast::<WaitLine>().as_ref() }
     }
 
     /// The line of a worker slot.
@@ -273,34 +252,18 @@ impl Shared {
     ///
     /// If there is no such slot; slots are the parent's own numbers.
     pub(super) fn worker(&self, slot: u32) -> &Worker {
-        assert!(
-            slot < self.geometry.workers,
-            "worker slot {slot} of {}",
-            self.geometry.workers
-        );
+        assert!(slot < self.geometry.workers, "worker slot {slot} of {}", self.geometry.workers);
         // SAFETY: inside the body (checked above), 64-aligned, all zeros are valid, atomics only.
-        unsafe {
-            self.segment
-                .body()
-                .add(WORKERS_AT + slot as usize * WORKER_LEN)
-                .cast::<Worker>()
-                .as_ref()
-        }
+        unsafe { self.segment.body().add(WORKERS_AT + slot as usize * WORKER_LEN).cast::<Worker>().as_ref() }
     }
 
     /// A cell, if there is one of this number: records come from shared memory.
     pub(super) fn cell(&self, number: u32) -> Option<Cell<'_>> {
         (number < self.geometry.cells).then(|| {
             // SAFETY: inside the body (checked above).
-            let base = unsafe {
-                self.segment
-                    .body()
-                    .add(self.geometry.cells_at() + number as usize * CELL_LEN)
-            };
-            Cell {
-                base,
-                _shared: std::marker::PhantomData,
-            }
+            let base =
+                unsafe { self.segment.body().add(self.geometry.cells_at() + number as usize * CELL_LEN) };
+            Cell { base, _shared: std::marker::PhantomData }
         })
     }
 }
@@ -329,9 +292,7 @@ impl Worker {
     /// IDLE => `to`, by the worker (BUSY) or by a caller (RESERVED): exactly one of them gets it.
     pub(super) fn take(&self, to: u32) -> bool {
         // Acquire/Relaxed would do: the record synchronises through the mailbox or the ring.
-        self.status
-            .compare_exchange(Self::IDLE, to, Ordering::AcqRel, Ordering::Relaxed)
-            .is_ok()
+        self.status.compare_exchange(Self::IDLE, to, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 }
 
@@ -459,10 +420,7 @@ impl<'s> Cell<'s> {
         head.result_page.store(task.result.0, Ordering::Relaxed);
         head.result_capacity.store(task.result.1, Ordering::Relaxed);
         // The progress of the last use must not be taken for this one's: a worker may die right after `begin`.
-        self.report().progress.store(
-            u64::from(task.start) << 32 | u64::from(task.start),
-            Ordering::Relaxed,
-        );
+        self.report().progress.store(u64::from(task.start) << 32 | u64::from(task.start), Ordering::Relaxed);
         // IDLE => PENDING
         // SYNC cell-offered: pairs with `begin`.
         head.state.store(state(generation, 0, PENDING), Ordering::Release);
@@ -495,10 +453,7 @@ impl<'s> Cell<'s> {
         let (pending, running) = (state(generation, 0, PENDING), state(generation, me, RUNNING));
         // PENDING => RUNNING. The claim names its owner, so that a death finds it.
         // SYNC cell-offered: Acquire, pairs with `offer`.
-        self.head()
-            .state
-            .compare_exchange(pending, running, Ordering::Acquire, Ordering::Relaxed)
-            .is_ok()
+        self.head().state.compare_exchange(pending, running, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
     /// Worker: what it began.
@@ -519,9 +474,7 @@ impl<'s> Cell<'s> {
     #[inline]
     pub(super) fn progress(&self, current: u32, saved: u32) {
         // SYNC cell-progress: Release, so that whoever reads it after our death sees the saved results.
-        self.report()
-            .progress
-            .store(u64::from(current) << 32 | u64::from(saved), Ordering::Release);
+        self.report().progress.store(u64::from(current) << 32 | u64::from(saved), Ordering::Release);
     }
 
     /// Worker: the results are complete; `false` if the parent has given this use up.
@@ -532,10 +485,7 @@ impl<'s> Cell<'s> {
         // RUNNING => DONE
         // SYNC cell-done: Release, pairs with `state`.
         let (running, done) = (state(generation, me, RUNNING), state(generation, me, DONE));
-        self.head()
-            .state
-            .compare_exchange(running, done, Ordering::Release, Ordering::Relaxed)
-            .is_ok()
+        self.head().state.compare_exchange(running, done, Ordering::Release, Ordering::Relaxed).is_ok()
     }
 
     /// Parent: what became of the use `generation`.
@@ -573,17 +523,12 @@ impl<'s> Cell<'s> {
 
     fn end_pending(&self, generation: u32, kind: u64) -> bool {
         let (pending, ended) = (state(generation, 0, PENDING), state(generation, 0, kind));
-        self.head()
-            .state
-            .compare_exchange(pending, ended, Ordering::Relaxed, Ordering::Relaxed)
-            .is_ok()
+        self.head().state.compare_exchange(pending, ended, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// Parent: ends this use whatever its state; its worker is dead. A caller that waits at the cell looks up.
     pub(super) fn fail(&self, generation: u32) {
-        self.head()
-            .state
-            .store(state(generation, 0, FAILED), Ordering::Release);
+        self.head().state.store(state(generation, 0, FAILED), Ordering::Release);
         self.line().notify_all();
     }
 
@@ -598,22 +543,14 @@ impl<'s> Cell<'s> {
     /// Parent: length of the result and flags, of a finished cell. Not trusted.
     pub(super) fn result(&self) -> (usize, u32) {
         let report = self.report();
-        (
-            report.result_len.load(Ordering::Relaxed) as usize,
-            report.flags.load(Ordering::Relaxed),
-        )
+        (report.result_len.load(Ordering::Relaxed) as usize, report.flags.load(Ordering::Relaxed))
     }
 
     /// Copies arguments into the cell; they must fit.
     pub(super) fn write_arguments(&self, bytes: &[u8]) {
         assert!(bytes.len() <= INLINE_ARGUMENTS);
         // SAFETY: checked to fit into the cell's argument bytes; nobody reads them before the offer.
-        unsafe {
-            self.base
-                .add(ARGUMENTS_AT)
-                .as_ptr()
-                .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len())
-        };
+        unsafe { self.base.add(ARGUMENTS_AT).as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
     }
 
     /// Appends the inline arguments to `to`; `len` is clamped.
@@ -627,10 +564,7 @@ impl<'s> Cell<'s> {
         assert!(at <= INLINE_RESULT && bytes.len() <= INLINE_RESULT - at);
         // SAFETY: checked to fit into the cell's result bytes, which are the worker's while it runs.
         unsafe {
-            self.base
-                .add(RESULT_AT + at)
-                .as_ptr()
-                .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len())
+            self.base.add(RESULT_AT + at).as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len())
         };
     }
 
@@ -650,9 +584,7 @@ pub(super) unsafe fn append(from: NonNull<u8>, len: usize, to: &mut Vec<u8>) {
     to.reserve(len);
     // SAFETY: mapped by the caller's promise; the vector has room for them; the two do not overlap.
     unsafe {
-        to.as_mut_ptr()
-            .add(to.len())
-            .copy_from_nonoverlapping(from.as_ptr(), len);
+        to.as_mut_ptr().add(to.len()).copy_from_nonoverlapping(from.as_ptr(), len);
         to.set_len(to.len() + len);
     }
 }
@@ -665,14 +597,8 @@ mod tests {
         Shared::create(Geometry { workers: 2, cells: 4 }).expect("a small segment")
     }
 
-    const TASK: Task = Task {
-        function: 3,
-        start: 2,
-        end: 5,
-        flags: 0,
-        argument: (INLINE, 3),
-        result: (INLINE, 240),
-    };
+    const TASK: Task =
+        Task { function: 3, start: 2, end: 5, flags: 0, argument: (INLINE, 3), result: (INLINE, 240) };
 
     #[test]
     fn an_offer_is_begun_once() {
@@ -715,10 +641,7 @@ mod tests {
     #[test]
     fn a_number_from_outside_is_checked() {
         assert!(shared().cell(4).is_none());
-        let record = Record {
-            cell: 5,
-            generation: 9,
-        };
+        let record = Record { cell: 5, generation: 9 };
         assert_eq!(Record::from_word(record.to_word()), record);
     }
 

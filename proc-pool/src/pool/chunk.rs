@@ -49,9 +49,7 @@ fn push_framed<T: Serialize>(bytes: &mut Vec<u8>, value: &T, what: &str) -> Resu
     let len = bytes.len() - start - 4;
     if len > MAX_ITEM {
         bytes.truncate(start);
-        return Err(failed(&format_args!(
-            "it has {len} bytes, and the limit is {MAX_ITEM}"
-        )));
+        return Err(failed(&format_args!("it has {len} bytes, and the limit is {MAX_ITEM}")));
     }
     let len = u32::try_from(len).expect("checked against MAX_ITEM");
     bytes[start..start + 4].copy_from_slice(&len.to_le_bytes());
@@ -115,9 +113,7 @@ pub(crate) struct Items<'a> {
 
 impl std::fmt::Debug for Items<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Items")
-            .field("range", &self.range)
-            .finish_non_exhaustive()
+        f.debug_struct("Items").field("range", &self.range).finish_non_exhaustive()
     }
 }
 
@@ -221,11 +217,7 @@ impl<'a> Results<'a> {
             ));
         };
         self.bytes = rest;
-        if header & 1 == 0 {
-            decode(content, "the result")
-        } else {
-            Err(decode(content, "the failure")?)
-        }
+        if header & 1 == 0 { decode(content, "the result") } else { Err(decode(content, "the failure")?) }
     }
 }
 
@@ -251,12 +243,7 @@ mod tests {
 
     fn run(arguments: &[u8], range: std::ops::Range<u32>, code: RunItems) -> Collect {
         let mut collect = Collect::default();
-        code(&mut Items {
-            arguments,
-            range,
-            outcomes: &mut collect,
-            scratch: &mut Vec::new(),
-        });
+        code(&mut Items { arguments, range, outcomes: &mut collect, scratch: &mut Vec::new() });
         collect
     }
 
@@ -268,9 +255,7 @@ mod tests {
 
     fn chunk(items: &[u64]) -> Vec<u8> {
         let mut bytes = Vec::new();
-        items
-            .iter()
-            .for_each(|item| push_item(&mut bytes, item).expect("encodes"));
+        items.iter().for_each(|item| push_item(&mut bytes, item).expect("encodes"));
         bytes
     }
 
@@ -285,11 +270,7 @@ mod tests {
 
     #[test]
     fn a_panic_fails_its_item_alone() {
-        let done = run(
-            &chunk(&[1, 2, 3]),
-            0..3,
-            code(|x: u64| if x == 2 { panic!("two") } else { x }),
-        );
+        let done = run(&chunk(&[1, 2, 3]), 0..3, code(|x: u64| if x == 2 { panic!("two") } else { x }));
         let mut results = Results::new(&done.bytes);
         assert_eq!(results.next(), Ok(1u64));
         assert!(
@@ -340,10 +321,7 @@ mod tests {
         }
         let mut bytes = chunk(&[1]);
         let before = bytes.clone();
-        assert!(matches!(
-            push_item(&mut bytes, &Refuses),
-            Err(TaskError::Codec { .. })
-        ));
+        assert!(matches!(push_item(&mut bytes, &Refuses), Err(TaskError::Codec { .. })));
         assert_eq!(bytes, before);
     }
 }

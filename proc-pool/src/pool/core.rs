@@ -191,12 +191,8 @@ pub(super) struct Core {
 
 impl Core {
     pub(super) fn new(workers: u32, arena: Arena, unattended: Arc<AtomicU32>, poke: Arc<OwnedFd>) -> Self {
-        let cell = |_| CellInfo {
-            generation: 0,
-            lane: Lane::Shared(None),
-            result: None,
-            awaits_spill: false,
-        };
+        let cell =
+            |_| CellInfo { generation: 0, lane: Lane::Shared(None), result: None, awaits_spill: false };
         Self {
             scheduler: Scheduler::new(Fifo::default(), workers, CELLS),
             actions: Vec::new(),
@@ -256,11 +252,7 @@ impl Core {
         for slot in &self.slots {
             if let Slot::Running(worker) = slot {
                 let deadline = Some(Instant::now() + SOCKET_PATIENCE);
-                if worker
-                    .child
-                    .send(&ToChild::Define { number, code }, &[], deadline)
-                    .is_err()
-                {
+                if worker.child.send(&ToChild::Define { number, code }, &[], deadline).is_err() {
                     // It is dead, or stuck beyond help; its death will be noticed.
                     let _ = worker.child.kill();
                 }
@@ -336,19 +328,9 @@ impl Core {
             self.unattended.fetch_add(1, Ordering::Relaxed);
         }
         let retries = owner.retries;
-        let number = self.loads.insert(Load {
-            job,
-            first: load.first,
-            body,
-            left: load.items,
-        });
+        let number = self.loads.insert(Load { job, first: load.first, body, left: load.items });
         let number = u32::try_from(number).expect("fewer loads than 2^32");
-        self.handle(Event::Submitted(Piece {
-            job,
-            load: number,
-            items: 0..load.items,
-            retries,
-        }));
+        self.handle(Event::Submitted(Piece { job, load: number, items: 0..load.items, retries }));
         Ok(())
     }
 
@@ -370,10 +352,7 @@ impl Core {
                 Ok(Body::Block { block, len })
             }
             None => {
-                let payload = Payload {
-                    bytes: bytes.to_vec(),
-                    descriptors: Vec::new(),
-                };
+                let payload = Payload { bytes: bytes.to_vec(), descriptors: Vec::new() };
                 let (packed, descriptors) = payload.pack()?;
                 Ok(Body::Sent { packed, descriptors })
             }
@@ -413,17 +392,11 @@ impl Core {
 
     /// Describes the piece in a cell and offers it.
     pub(super) fn offer(&mut self, shared: &Shared, number: u32, flags: u32) -> Record {
-        let piece = self
-            .scheduler
-            .piece(number)
-            .expect("the scheduler has just put it there")
-            .clone();
+        let piece = self.scheduler.piece(number).expect("the scheduler has just put it there").clone();
         let load = &self.loads[piece.load as usize];
         let function = self.jobs[piece.job as usize].function;
         let expected = self.expected_outcomes(function, load, piece.items.len());
-        let result = (expected > INLINE_RESULT)
-            .then(|| self.arena.alloc(expected.min(LARGEST)))
-            .flatten();
+        let result = (expected > INLINE_RESULT).then(|| self.arena.alloc(expected.min(LARGEST))).flatten();
         let cell = shared.cell(number).expect("cells are numbered by the geometry");
         let (argument, fetch) = match &load.body {
             Body::Tiny { len, bytes } => {
@@ -432,10 +405,7 @@ impl Core {
             }
             Body::Small(bytes) => {
                 cell.write_arguments(bytes);
-                (
-                    (INLINE, u32::try_from(bytes.len()).expect("it fits into a cell")),
-                    0,
-                )
+                ((INLINE, u32::try_from(bytes.len()).expect("it fits into a cell")), 0)
             }
             Body::Block { block, len } => ((block.page, *len), 0),
             Body::Sent { .. } => ((INLINE, 0), FETCH),
@@ -456,10 +426,7 @@ impl Core {
         };
         cell.point_ahead(number);
         cell.offer(info.generation, &task);
-        Record {
-            cell: number,
-            generation: info.generation,
-        }
+        Record { cell: number, generation: info.generation }
     }
 
     /// How many bytes the outcomes of a piece are likely to take. What turns out longer takes the way over the control
@@ -467,12 +434,7 @@ impl Core {
     fn expected_outcomes(&self, function: u32, load: &Load, items: usize) -> usize {
         match self.functions[function as usize].outcome_len {
             // Nothing is known: about as much as the arguments, and not too little.
-            0 => load
-                .body
-                .len()
-                .saturating_mul(2)
-                .max(FIRST_OUTCOME)
-                .max(items * FIRST_OUTCOME_ITEM),
+            0 => load.body.len().saturating_mul(2).max(FIRST_OUTCOME).max(items * FIRST_OUTCOME_ITEM),
             len => len.saturating_mul(items),
         }
     }
@@ -488,15 +450,13 @@ impl Core {
         let mut sent = 0;
         while sent < self.unsent.len() {
             let records = &self.unsent[sent..];
-            let pushed = shared
-                .tasks()
-                .try_push_batch(tasks, shared.me(), records.len(), |i, slot| {
-                    // SAFETY: a slot of the task ring has 8 bytes.
-                    #[allow(unsafe_code, reason = "a plain copy into a ring slot")]
-                    unsafe {
-                        slot.cast::<u64>().write_unaligned(records[i].to_word());
-                    }
-                });
+            let pushed = shared.tasks().try_push_batch(tasks, shared.me(), records.len(), |i, slot| {
+                // SAFETY: a slot of the task ring has 8 bytes.
+                #[allow(unsafe_code, reason = "a plain copy into a ring slot")]
+                unsafe {
+                    slot.cast::<u64>().write_unaligned(records[i].to_word());
+                }
+            });
             // Full of records that were revoked, or a dead worker holds the slot: the supervisor tries again.
             let Ok((first, count)) = pushed else { break };
             for (ticket, record) in (first..).zip(&records[..count]) {
@@ -521,9 +481,7 @@ impl Core {
 
     /// What a worker may fetch for a record.
     pub(super) fn attachment(&self, record: Record) -> (Packed, &[OwnedFd]) {
-        let piece = self
-            .current(record)
-            .and_then(|_| self.scheduler.piece(record.cell));
+        let piece = self.current(record).and_then(|_| self.scheduler.piece(record.cell));
         let load = piece.and_then(|piece| self.loads.get(piece.load as usize));
         match load.map(|load| &load.body) {
             Some(Body::Sent { packed, descriptors }) => (packed.clone(), descriptors),
@@ -549,11 +507,7 @@ impl Core {
                 return;
             }
         }
-        let piece = self
-            .scheduler
-            .piece(record.cell)
-            .expect("checked by `current`")
-            .clone();
+        let piece = self.scheduler.piece(record.cell).expect("checked by `current`").clone();
         let count = u32::try_from(piece.items.len()).expect("ranges of u32");
         let (spilled, descriptors) =
             spill.map_or_else(Default::default, |spill| (spill.bytes, spill.descriptors));
@@ -561,11 +515,7 @@ impl Core {
         let function = &mut self.functions[self.jobs[piece.job as usize].function as usize];
         let (known, now) = (function.outcome_len, total.div_ceil(piece.items.len().max(1)));
         // Up at once, down slowly: one long failure must not cost every later piece a large block.
-        function.outcome_len = if now > known {
-            now
-        } else {
-            known - (known - now) / 8
-        };
+        function.outcome_len = if now > known { now } else { known - (known - now) / 8 };
         self.vacate(record.cell);
         self.handle(Event::Finished { cell: record.cell });
         self.settle(piece.load, count);
@@ -597,13 +547,7 @@ impl Core {
         job.inbox.bytes.extend_from_slice(spilled);
         let range = start..job.inbox.bytes.len();
         let total = range.len();
-        job.inbox.entries.push(Entry {
-            first,
-            count,
-            range,
-            failure: None,
-            descriptors,
-        });
+        job.inbox.entries.push(Entry { first, count, range, failure: None, descriptors });
         job.ready.store(true, Ordering::Release);
         self.others |= self.collector != Some(piece.job);
         total
@@ -620,14 +564,7 @@ impl Core {
             for item in items.clone() {
                 let index = first + u64::from(item);
                 let failure = match self.death.clone().unwrap_or(TaskError::Cancelled) {
-                    TaskError::WorkerDied {
-                        pid,
-                        signal,
-                        code,
-                        oom,
-                        stderr_tail,
-                        ..
-                    } => {
+                    TaskError::WorkerDied { pid, signal, code, oom, stderr_tail, .. } => {
                         let label = job.label.to_owned();
                         TaskError::WorkerDied {
                             pid,

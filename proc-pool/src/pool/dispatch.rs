@@ -105,10 +105,7 @@ pub(super) struct Dispatcher {
 
 impl Dispatcher {
     pub(super) fn new(workers: u32) -> Result<Self> {
-        let geometry = Geometry {
-            workers,
-            cells: CELLS,
-        };
+        let geometry = Geometry { workers, cells: CELLS };
         let failed = || Error::memory("creating a pool's shared memory");
         let shared = Shared::create(geometry).map_err(failed())?;
         let arena = Arena::create().map_err(failed())?;
@@ -169,11 +166,7 @@ impl Dispatcher {
         core.check_open()?;
         let function = core.define(code, label)?;
         let (number, ready) = core.add_job(function, label, retries, attended);
-        Ok(JobHandle {
-            dispatcher: Arc::clone(self),
-            number,
-            ready,
-        })
+        Ok(JobHandle { dispatcher: Arc::clone(self), number, ready })
     }
 
     /// Hands loads to the workers, or lets them wait for cells. Never waits for a worker. `attended`: the caller will
@@ -217,10 +210,7 @@ impl Dispatcher {
                 let record = core.offer(&self.shared, cell, DIRECT);
                 if let Some(slot) = reserved {
                     core.cells[cell as usize].lane = Lane::Mailbox(slot);
-                    self.shared
-                        .worker(slot)
-                        .mailbox
-                        .store(record.to_word(), Ordering::Release);
+                    self.shared.worker(slot).mailbox.store(record.to_word(), Ordering::Release);
                 } else {
                     core.unsent.push(record);
                     core.flush(&self.shared, &self.tasks);
@@ -321,10 +311,7 @@ impl Dispatcher {
             None
         };
         let progress = self.done.ticket();
-        self.shared
-            .completions()
-            .wait(&self.pace, progress, deadline, attempt, check)
-            .is_some()
+        self.shared.completions().wait(&self.pace, progress, deadline, attempt, check).is_some()
     }
 
     /// Wakes up to `count` workers if records lie in the task ring.
@@ -510,31 +497,13 @@ impl Dispatcher {
             return Err(TaskError::PoolClosed.into());
         }
         let incarnation = core.new_incarnation();
-        let segment = self
-            .shared
-            .segment()
-            .descriptor()
-            .try_clone_to_owned()
-            .map_err(failed())?;
+        let segment = self.shared.segment().descriptor().try_clone_to_owned().map_err(failed())?;
         let arena = core.arena.descriptor().map_err(failed())?;
-        let work = ToChild::Work {
-            geometry: self.shared.geometry(),
-            slot,
-            incarnation,
-        };
+        let work = ToChild::Work { geometry: self.shared.geometry(), slot, incarnation };
         let deadline = Some(Instant::now() + SOCKET_PATIENCE);
         child.send(&work, &[segment, arena], deadline).map_err(failed())?;
         for (number, function) in (0..).zip(&core.functions) {
-            child
-                .send(
-                    &ToChild::Define {
-                        number,
-                        code: function.code,
-                    },
-                    &[],
-                    deadline,
-                )
-                .map_err(failed())?;
+            child.send(&ToChild::Define { number, code: function.code }, &[], deadline).map_err(failed())?;
         }
         core.slots[slot as usize] = Slot::Running(Arc::new(WorkerHandle { child, incarnation }));
         drop(core);
@@ -546,14 +515,8 @@ impl Dispatcher {
     pub(super) fn not_started(&self, slot: u32, error: &Error) {
         let mut core = self.core.lock();
         core.slots[slot as usize] = Slot::Empty;
-        core.death = Some(TaskError::unavailable(format!(
-            "a worker cannot be started: {error}"
-        )));
-        let died = Event::WorkerDied {
-            worker: slot,
-            running: Vec::new(),
-            lost: Vec::new(),
-        };
+        core.death = Some(TaskError::unavailable(format!("a worker cannot be started: {error}")));
+        let died = Event::WorkerDied { worker: slot, running: Vec::new(), lost: Vec::new() };
         core.handle(died);
         core.execute(&self.shared, &self.tasks);
         drop(core);

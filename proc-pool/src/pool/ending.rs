@@ -32,10 +32,7 @@ impl Core {
             if shared.cell(number).is_some_and(|cell| cell.revoke(generation)) {
                 self.vacate(number);
                 self.handle(Event::Finished { cell: number });
-                self.settle(
-                    piece.load,
-                    u32::try_from(piece.items.len()).expect("ranges of u32"),
-                );
+                self.settle(piece.load, u32::try_from(piece.items.len()).expect("ranges of u32"));
             }
         }
     }
@@ -47,23 +44,15 @@ impl Core {
         worker.mailbox.store(0, Ordering::Relaxed);
         self.slots[slot as usize] = Slot::Empty;
         let (mut running, mut lost) = (Vec::new(), Vec::new());
-        let in_flight: Vec<(u32, Piece)> = self
-            .scheduler
-            .in_flight()
-            .map(|(cell, piece)| (cell, piece.clone()))
-            .collect();
+        let in_flight: Vec<(u32, Piece)> =
+            self.scheduler.in_flight().map(|(cell, piece)| (cell, piece.clone())).collect();
         for (number, piece) in in_flight {
-            let (generation, lane) = (
-                self.cells[number as usize].generation,
-                self.cells[number as usize].lane,
-            );
+            let (generation, lane) =
+                (self.cells[number as usize].generation, self.cells[number as usize].lane);
             let Some(cell) = shared.cell(number) else { continue };
             match cell.state(generation) {
                 State::Done(by) if by == incarnation => {
-                    let record = Record {
-                        cell: number,
-                        generation,
-                    };
+                    let record = Record { cell: number, generation };
                     self.complete(shared, record);
                     if self.current(record).is_some() {
                         // The rest of its result never arrived.
@@ -86,11 +75,7 @@ impl Core {
             self.vacate(cell);
         }
         self.death = Some(death);
-        self.handle(Event::WorkerDied {
-            worker: slot,
-            running,
-            lost,
-        });
+        self.handle(Event::WorkerDied { worker: slot, running, lost });
     }
 
     /// Whether an offer that nobody began was in a dead worker's hands.
@@ -119,11 +104,7 @@ impl Core {
             self.settle(piece.load, count);
         }
         let saved = items.start + count;
-        Running {
-            cell: number,
-            saved,
-            current: current.clamp(saved, items.end),
-        }
+        Running { cell: number, saved, current: current.clamp(saved, items.end) }
     }
 
     /// Nothing will be delivered any more.

@@ -84,14 +84,7 @@ where
     R: Serialize + DeserializeOwned,
 {
     pub(super) fn new(pool: &'p Pool, function: F) -> Self {
-        Self {
-            pool,
-            function,
-            retries: 0,
-            chunk_size: None,
-            in_flight: None,
-            types: PhantomData,
-        }
+        Self { pool, function, retries: 0, chunk_size: None, in_flight: None, types: PhantomData }
     }
 
     /// How often an item whose worker died is tried again before it fails. A panic is an answer, and not tried again.
@@ -274,10 +267,7 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Feed<I> {
     {
         let chunk = options.chunk_size.unwrap_or(automatic);
         if chunk == 0 || u32::try_from(chunk).is_err() {
-            return Err(Error::invalid(format!(
-                "a chunk has 1 to {} items, not {chunk}",
-                u32::MAX
-            )));
+            return Err(Error::invalid(format!("a chunk has 1 to {} items, not {chunk}", u32::MAX)));
         }
         if options.in_flight == Some(0) {
             return Err(Error::invalid("at least 1 item must be allowed in flight, not 0"));

@@ -29,10 +29,7 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Source<I> {
         match Feed::start(options, items, 1) {
             Ok(mut feed) => {
                 feed.lazy = true;
-                Self::Feeding {
-                    feed: Box::new(feed),
-                    failure: None,
-                }
+                Self::Feeding { feed: Box::new(feed), failure: None }
             }
             Err(error) => Self::Failed(into_task_error(error)),
         }
@@ -68,10 +65,7 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Source<I> {
     fn keep_supplied(&mut self, taken: u64) {
         // The items' iterator may panic; then this stays `Over`.
         *self = match std::mem::replace(self, Self::Over) {
-            Self::Feeding {
-                mut feed,
-                mut failure,
-            } => {
+            Self::Feeding { mut feed, mut failure } => {
                 if let Err(error) = feed.top_up(taken) {
                     feed.cut_off();
                     failure = Some(into_task_error(error));
@@ -87,9 +81,7 @@ fn into_task_error(error: Error) -> TaskError {
     if error.is_closed() {
         return TaskError::PoolClosed;
     }
-    error
-        .into_task()
-        .unwrap_or_else(|error| TaskError::unavailable(error.to_string()))
+    error.into_task().unwrap_or_else(|error| TaskError::unavailable(error.to_string()))
 }
 
 /// Results in the order of their items. From [`Pool::imap`].
@@ -116,12 +108,7 @@ where
     where
         F: Fn(I::Item) -> R + Copy + Send + Sync + 'static,
     {
-        Self {
-            feed: Source::start(options, items),
-            ahead: VecDeque::new(),
-            next: 0,
-            pool: PhantomData,
-        }
+        Self { feed: Source::start(options, items), ahead: VecDeque::new(), next: 0, pool: PhantomData }
     }
 }
 
@@ -173,11 +160,7 @@ where
     where
         F: Fn(I::Item) -> R + Copy + Send + Sync + 'static,
     {
-        Self {
-            feed: Source::start(options, items),
-            arrived: VecDeque::new(),
-            pool: PhantomData,
-        }
+        Self { feed: Source::start(options, items), arrived: VecDeque::new(), pool: PhantomData }
     }
 }
 
@@ -194,10 +177,7 @@ where
                 return Some(outcome);
             }
             let (settled, arrived) = (self.feed.settled(), &mut self.arrived);
-            match self
-                .feed
-                .advance(settled, |_, outcome| arrived.push_back(outcome))?
-            {
+            match self.feed.advance(settled, |_, outcome| arrived.push_back(outcome))? {
                 Ok(()) => self.feed.keep_supplied(self.feed.settled()),
                 Err(error) => return Some(Err(error)),
             }
@@ -225,8 +205,6 @@ impl<I: Iterator, R> fmt::Debug for Imap<'_, I, R> {
 
 impl<I: Iterator, R> fmt::Debug for ImapUnordered<'_, I, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ImapUnordered")
-            .field("arrived", &self.arrived.len())
-            .finish_non_exhaustive()
+        f.debug_struct("ImapUnordered").field("arrived", &self.arrived.len()).finish_non_exhaustive()
     }
 }

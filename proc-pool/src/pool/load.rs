@@ -42,20 +42,12 @@ impl Prepared {
     pub(super) fn seal(&mut self, start: usize, first: u64, items: u32, handles: Vec<OwnedFd>) -> Result<()> {
         let range = start..self.bytes.len();
         let sent = if range.len() > LARGEST || !handles.is_empty() {
-            let payload = Payload {
-                bytes: self.bytes.split_off(start),
-                descriptors: handles,
-            };
+            let payload = Payload { bytes: self.bytes.split_off(start), descriptors: handles };
             Some(payload.pack()?)
         } else {
             None
         };
-        self.loads.push(PreparedLoad {
-            first,
-            items,
-            range,
-            sent,
-        });
+        self.loads.push(PreparedLoad { first, items, range, sent });
         Ok(())
     }
 }

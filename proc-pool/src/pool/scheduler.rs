@@ -184,9 +184,7 @@ impl<P: Policy> Scheduler<P> {
 
     /// The cells in flight.
     pub fn in_flight(&self) -> impl Iterator<Item = (u32, &Piece)> {
-        (0..)
-            .zip(&self.cells)
-            .filter_map(|(cell, piece)| Some((cell, piece.as_ref()?)))
+        (0..).zip(&self.cells).filter_map(|(cell, piece)| Some((cell, piece.as_ref()?)))
     }
 
     /// Pieces that wait or are in flight.
@@ -224,11 +222,7 @@ impl<P: Policy> Scheduler<P> {
                 self.vacate(cell);
                 self.fill(actions);
             }
-            Event::WorkerDied {
-                worker,
-                running,
-                lost,
-            } => self.worker_died(worker, running, lost, actions),
+            Event::WorkerDied { worker, running, lost } => self.worker_died(worker, running, lost, actions),
             Event::JobOpened { job } => {
                 if !self.dropped.is_empty() {
                     self.dropped.remove(&job);
@@ -301,37 +295,17 @@ impl<P: Policy> Scheduler<P> {
             let saved = saved.clamp(piece.items.start, piece.items.end);
             let current = current.clamp(saved, piece.items.end);
             let behind = (current + 1).min(piece.items.end)..piece.items.end;
-            self.again(
-                Piece {
-                    items: behind,
-                    ..piece.clone()
-                },
-                actions,
-            );
+            self.again(Piece { items: behind, ..piece.clone() }, actions);
             if current < piece.items.end {
                 if piece.retries > 0 {
                     let retries = piece.retries - 1;
-                    let once_more = Piece {
-                        items: current..current + 1,
-                        retries,
-                        ..piece.clone()
-                    };
+                    let once_more = Piece { items: current..current + 1, retries, ..piece.clone() };
                     self.again(once_more, actions);
                 } else {
-                    actions.push(Action::Fail {
-                        job: piece.job,
-                        load: piece.load,
-                        item: current,
-                    });
+                    actions.push(Action::Fail { job: piece.job, load: piece.load, item: current });
                 }
             }
-            self.again(
-                Piece {
-                    items: saved..current,
-                    ..piece
-                },
-                actions,
-            );
+            self.again(Piece { items: saved..current, ..piece }, actions);
         }
         if self.futile >= self.futile_limit && !self.gave_up {
             self.gave_up = true;
@@ -367,12 +341,7 @@ mod tests {
     use std::collections::HashMap;
 
     fn piece(load: u32, items: Range<u32>) -> Piece {
-        Piece {
-            job: 1,
-            load,
-            items,
-            retries: 0,
-        }
+        Piece { job: 1, load, items, retries: 0 }
     }
 
     fn handle(scheduler: &mut Scheduler<Fifo>, event: Event) -> Vec<Action> {
@@ -386,18 +355,12 @@ mod tests {
         let mut s = Scheduler::new(Fifo::default(), 1, 1);
         assert_eq!(
             handle(&mut s, Event::Submitted(piece(0, 0..3))),
-            [Action::Send {
-                cell: 0,
-                piece: piece(0, 0..3)
-            }]
+            [Action::Send { cell: 0, piece: piece(0, 0..3) }]
         );
         assert_eq!(handle(&mut s, Event::Submitted(piece(1, 0..3))), []);
         assert_eq!(
             handle(&mut s, Event::Finished { cell: 0 }),
-            [Action::Send {
-                cell: 0,
-                piece: piece(1, 0..3)
-            }]
+            [Action::Send { cell: 0, piece: piece(1, 0..3) }]
         );
         assert_eq!(s.outstanding(), 1);
     }
@@ -406,120 +369,44 @@ mod tests {
     fn a_death_fails_only_the_item_that_ran() {
         let mut s = Scheduler::new(Fifo::default(), 1, 8);
         handle(&mut s, Event::Submitted(piece(0, 0..10)));
-        let running = vec![Running {
-            cell: 0,
-            saved: 3,
-            current: 5,
-        }];
-        let actions = handle(
-            &mut s,
-            Event::WorkerDied {
-                worker: 0,
-                running,
-                lost: vec![],
-            },
-        );
+        let running = vec![Running { cell: 0, saved: 3, current: 5 }];
+        let actions = handle(&mut s, Event::WorkerDied { worker: 0, running, lost: vec![] });
         // Saved 0..3 are kept, 3..5 were done but their results died, 5 is to blame, 6..10 never began.
-        assert_eq!(
-            actions[0],
-            Action::Fail {
-                job: 1,
-                load: 0,
-                item: 5
-            }
-        );
-        assert_eq!(
-            actions[1],
-            Action::Send {
-                cell: 0,
-                piece: piece(0, 3..5)
-            }
-        );
-        assert_eq!(
-            actions[2],
-            Action::Send {
-                cell: 1,
-                piece: piece(0, 6..10)
-            }
-        );
+        assert_eq!(actions[0], Action::Fail { job: 1, load: 0, item: 5 });
+        assert_eq!(actions[1], Action::Send { cell: 0, piece: piece(0, 3..5) });
+        assert_eq!(actions[2], Action::Send { cell: 1, piece: piece(0, 6..10) });
         assert_eq!(actions[3], Action::Spawn { worker: 0 });
     }
 
     #[test]
     fn a_retry_comes_before_the_rest_and_counts_down() {
         let mut s = Scheduler::new(Fifo::default(), 1, 1);
-        let first = Piece {
-            retries: 1,
-            ..piece(0, 0..3)
-        };
+        let first = Piece { retries: 1, ..piece(0, 0..3) };
         handle(&mut s, Event::Submitted(first.clone()));
         let died = |saved, current| Event::WorkerDied {
             worker: 0,
-            running: vec![Running {
-                cell: 0,
-                saved,
-                current,
-            }],
+            running: vec![Running { cell: 0, saved, current }],
             lost: vec![],
         };
         let actions = handle(&mut s, died(1, 1));
-        assert_eq!(
-            actions[0],
-            Action::Send {
-                cell: 0,
-                piece: piece(0, 1..2)
-            }
-        );
+        assert_eq!(actions[0], Action::Send { cell: 0, piece: piece(0, 1..2) });
         let actions = handle(&mut s, died(1, 1));
-        assert_eq!(
-            actions[0],
-            Action::Fail {
-                job: 1,
-                load: 0,
-                item: 1
-            }
-        );
-        assert_eq!(
-            actions[1],
-            Action::Send {
-                cell: 0,
-                piece: Piece { items: 2..3, ..first }
-            }
-        );
+        assert_eq!(actions[0], Action::Fail { job: 1, load: 0, item: 1 });
+        assert_eq!(actions[1], Action::Send { cell: 0, piece: Piece { items: 2..3, ..first } });
     }
 
     #[test]
     fn what_was_taken_but_not_begun_is_sent_again_unharmed() {
         let mut s = Scheduler::new(Fifo::default(), 1, 1);
         handle(&mut s, Event::Submitted(piece(0, 0..3)));
-        let actions = handle(
-            &mut s,
-            Event::WorkerDied {
-                worker: 4,
-                running: vec![],
-                lost: vec![0],
-            },
-        );
-        assert_eq!(
-            actions,
-            [
-                Action::Send {
-                    cell: 0,
-                    piece: piece(0, 0..3)
-                },
-                Action::Spawn { worker: 4 }
-            ]
-        );
+        let actions = handle(&mut s, Event::WorkerDied { worker: 4, running: vec![], lost: vec![0] });
+        assert_eq!(actions, [Action::Send { cell: 0, piece: piece(0, 0..3) }, Action::Spawn { worker: 4 }]);
     }
 
     #[test]
     fn idle_workers_may_die_as_often_as_they_like() {
         let mut s = Scheduler::new(Fifo::default(), 1, 1);
-        let died = || Event::WorkerDied {
-            worker: 0,
-            running: vec![],
-            lost: vec![],
-        };
+        let died = || Event::WorkerDied { worker: 0, running: vec![], lost: vec![] };
         for _ in 0..10 * FUTILE_DEATHS {
             assert_eq!(handle(&mut s, died()), [Action::Spawn { worker: 0 }]);
         }
@@ -531,23 +418,13 @@ mod tests {
         let mut s = Scheduler::new(Fifo::default(), 2, 1);
         handle(&mut s, Event::Submitted(piece(0, 0..1)));
         handle(&mut s, Event::Submitted(piece(1, 0..1)));
-        let died = || Event::WorkerDied {
-            worker: 0,
-            running: vec![],
-            lost: vec![],
-        };
+        let died = || Event::WorkerDied { worker: 0, running: vec![], lost: vec![] };
         for _ in 1..2 * FUTILE_DEATHS {
             assert_eq!(handle(&mut s, died()), [Action::Spawn { worker: 0 }]);
         }
-        assert_eq!(
-            handle(&mut s, died()),
-            [Action::Discard(piece(1, 0..1)), Action::GiveUp]
-        );
+        assert_eq!(handle(&mut s, died()), [Action::Discard(piece(1, 0..1)), Action::GiveUp]);
         assert!(!s.is_open());
-        assert_eq!(
-            handle(&mut s, Event::Submitted(piece(2, 0..1))),
-            [Action::Discard(piece(2, 0..1))]
-        );
+        assert_eq!(handle(&mut s, Event::Submitted(piece(2, 0..1))), [Action::Discard(piece(2, 0..1))]);
     }
 
     #[test]
@@ -556,11 +433,7 @@ mod tests {
         handle(&mut s, Event::Submitted(piece(0, 0..1)));
         assert_eq!(handle(&mut s, Event::Closed), []);
         assert_eq!(handle(&mut s, Event::Finished { cell: 0 }), [Action::Drained]);
-        let died = Event::WorkerDied {
-            worker: 0,
-            running: vec![],
-            lost: vec![],
-        };
+        let died = Event::WorkerDied { worker: 0, running: vec![], lost: vec![] };
         assert_eq!(handle(&mut s, died), [], "nobody is replaced any more");
     }
 
@@ -569,31 +442,10 @@ mod tests {
         let mut s = Scheduler::new(Fifo::default(), 1, 2);
         handle(&mut s, Event::Submitted(piece(0, 4..6)));
         assert_eq!(handle(&mut s, Event::Finished { cell: 77 }), []);
-        let running = vec![
-            Running {
-                cell: 0,
-                saved: u32::MAX,
-                current: 0,
-            },
-            Running {
-                cell: 9,
-                saved: 0,
-                current: 0,
-            },
-        ];
-        let actions = handle(
-            &mut s,
-            Event::WorkerDied {
-                worker: 0,
-                running,
-                lost: vec![1, 99],
-            },
-        );
-        assert_eq!(
-            actions,
-            [Action::Spawn { worker: 0 }],
-            "all items counted as saved"
-        );
+        let running =
+            vec![Running { cell: 0, saved: u32::MAX, current: 0 }, Running { cell: 9, saved: 0, current: 0 }];
+        let actions = handle(&mut s, Event::WorkerDied { worker: 0, running, lost: vec![1, 99] });
+        assert_eq!(actions, [Action::Spawn { worker: 0 }], "all items counted as saved");
         assert_eq!(s.outstanding(), 0);
     }
 
@@ -601,32 +453,17 @@ mod tests {
     fn dropping_a_job_discards_what_waits_of_it() {
         let mut s = Scheduler::new(Fifo::default(), 1, 1);
         handle(&mut s, Event::Submitted(piece(0, 0..1)));
-        let other = Piece {
-            job: 2,
-            ..piece(1, 0..1)
-        };
+        let other = Piece { job: 2, ..piece(1, 0..1) };
         handle(&mut s, Event::Submitted(other.clone()));
         handle(&mut s, Event::Submitted(piece(2, 0..1)));
         assert_eq!(handle(&mut s, Event::JobDropped { job: 1 }), []);
-        assert_eq!(
-            handle(&mut s, Event::Finished { cell: 0 }),
-            [Action::Send {
-                cell: 0,
-                piece: other
-            }]
-        );
-        assert_eq!(
-            handle(&mut s, Event::Finished { cell: 0 }),
-            [Action::Discard(piece(2, 0..1))]
-        );
+        assert_eq!(handle(&mut s, Event::Finished { cell: 0 }), [Action::Send { cell: 0, piece: other }]);
+        assert_eq!(handle(&mut s, Event::Finished { cell: 0 }), [Action::Discard(piece(2, 0..1))]);
         assert_eq!(s.outstanding(), 0);
         handle(&mut s, Event::JobOpened { job: 1 });
         assert_eq!(
             handle(&mut s, Event::Submitted(piece(3, 0..1))),
-            [Action::Send {
-                cell: 0,
-                piece: piece(3, 0..1)
-            }],
+            [Action::Send { cell: 0, piece: piece(3, 0..1) }],
             "the number is that of a new job"
         );
     }
@@ -634,35 +471,11 @@ mod tests {
     #[test]
     fn what_a_dead_worker_had_of_a_dropped_job_does_not_run_again() {
         let mut s = Scheduler::new(Fifo::default(), 1, 1);
-        handle(
-            &mut s,
-            Event::Submitted(Piece {
-                retries: 9,
-                ..piece(0, 0..3)
-            }),
-        );
+        handle(&mut s, Event::Submitted(Piece { retries: 9, ..piece(0, 0..3) }));
         handle(&mut s, Event::JobDropped { job: 1 });
-        let running = vec![Running {
-            cell: 0,
-            saved: 0,
-            current: 0,
-        }];
-        let actions = handle(
-            &mut s,
-            Event::WorkerDied {
-                worker: 0,
-                running,
-                lost: vec![],
-            },
-        );
-        assert!(matches!(
-            actions[..],
-            [
-                Action::Discard(_),
-                Action::Discard(_),
-                Action::Spawn { worker: 0 }
-            ]
-        ));
+        let running = vec![Running { cell: 0, saved: 0, current: 0 }];
+        let actions = handle(&mut s, Event::WorkerDied { worker: 0, running, lost: vec![] });
+        assert!(matches!(actions[..], [Action::Discard(_), Action::Discard(_), Action::Spawn { worker: 0 }]));
         assert_eq!(s.outstanding(), 0);
     }
 
@@ -682,15 +495,7 @@ mod tests {
         let mut queue: VecDeque<(u32, Piece)> = VecDeque::new();
         let mut actions = Vec::new();
         for load in 0..30_000 {
-            s.handle(
-                Event::Submitted(Piece {
-                    job: 0,
-                    load,
-                    items: 0..5,
-                    retries: 1,
-                }),
-                &mut actions,
-            );
+            s.handle(Event::Submitted(Piece { job: 0, load, items: 0..5, retries: 1 }), &mut actions);
         }
         loop {
             for action in actions.drain(..) {
@@ -711,14 +516,7 @@ mod tests {
                 let current = saved + draw(piece.items.end - saved + 1);
                 done(piece.items.start..saved);
                 let running = vec![Running { cell, saved, current }];
-                s.handle(
-                    Event::WorkerDied {
-                        worker: draw(workers),
-                        running,
-                        lost: vec![],
-                    },
-                    &mut actions,
-                );
+                s.handle(Event::WorkerDied { worker: draw(workers), running, lost: vec![] }, &mut actions);
             } else {
                 done(piece.items.clone());
                 s.handle(Event::Finished { cell }, &mut actions);

@@ -38,10 +38,7 @@ const RECEIVER_DELAY: Duration = Duration::from_millis(1);
 
 /// What a child needs to know to become a worker.
 pub(super) fn launch(settings: &Launch, dispatcher: &Dispatcher, slots: &[u32]) -> Result<()> {
-    let children = slots
-        .iter()
-        .map(|_| Child::launch(settings))
-        .collect::<Result<Vec<_>>>()?;
+    let children = slots.iter().map(|_| Child::launch(settings)).collect::<Result<Vec<_>>>()?;
     for (slot, child) in slots.iter().zip(children) {
         child.handshake()?;
         dispatcher.enlist(*slot, child)?;
@@ -77,9 +74,7 @@ impl Supervisor {
             started: HashMap::new(),
             stopping: None,
         };
-        std::thread::Builder::new()
-            .name("proc-pool-supervisor".into())
-            .spawn(move || supervisor.run())
+        std::thread::Builder::new().name("proc-pool-supervisor".into()).spawn(move || supervisor.run())
     }
 
     fn run(mut self) {
@@ -121,17 +116,11 @@ impl Supervisor {
         for (_, worker) in workers {
             // A closed socket would be ready for ever.
             let heard = !self.deaf.contains_key(&worker.incarnation);
-            let end = if heard {
-                worker.child.socket()
-            } else {
-                worker.child.pidfd()
-            };
+            let end = if heard { worker.child.socket() } else { worker.child.pidfd() };
             polled.push(PollFd::from_borrowed_fd(end, PollFlags::IN));
             polled.push(PollFd::from_borrowed_fd(worker.child.pidfd(), PollFlags::IN));
         }
-        let tick = self
-            .needs_tick()
-            .then(|| Timespec::try_from(TICK).expect("a tick is short"));
+        let tick = self.needs_tick().then(|| Timespec::try_from(TICK).expect("a tick is short"));
         // A signal or a lack of memory is an early look.
         let _ = poll(&mut polled, tick.as_ref());
         let ready: Vec<bool> = polled.iter().map(|polled| !polled.revents().is_empty()).collect();
@@ -143,10 +132,7 @@ impl Supervisor {
             }
             if ready[1] {
                 dead.push((*slot, Arc::clone(worker)));
-            } else if self
-                .deaf
-                .get(&worker.incarnation)
-                .is_some_and(|since| since.elapsed() >= DEAF_PATIENCE)
+            } else if self.deaf.get(&worker.incarnation).is_some_and(|since| since.elapsed() >= DEAF_PATIENCE)
             {
                 let _ = worker.child.kill();
             }
@@ -168,12 +154,8 @@ impl Supervisor {
         loop {
             match worker.child.try_receive() {
                 Ok(Received::Message(message, descriptors)) => match message {
-                    ToParent::Attached {
-                        participant,
-                        generation,
-                    } => {
-                        self.participants
-                            .insert(worker.incarnation, (participant, generation));
+                    ToParent::Attached { participant, generation } => {
+                        self.participants.insert(worker.incarnation, (participant, generation));
                     }
                     ToParent::Fetch { record } => {
                         if self.dispatcher.fetched(worker, record).is_err() {
@@ -255,10 +237,7 @@ impl Supervisor {
                     dispatcher.not_started(slot, &error);
                 }
             };
-            if let Err(error) = std::thread::Builder::new()
-                .name("proc-pool-start".into())
-                .spawn(start)
-            {
+            if let Err(error) = std::thread::Builder::new().name("proc-pool-start".into()).spawn(start) {
                 let error = crate::error::Error::system("starting a thread")(error);
                 self.dispatcher.not_started(slot, &error);
             }

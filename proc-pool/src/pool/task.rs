@@ -32,11 +32,7 @@ enum State<R> {
 
 impl<R: DeserializeOwned> Task<R> {
     pub(super) fn new(job: JobHandle) -> Self {
-        Self {
-            job,
-            state: Mutex::new(State::Waiting(Batch::default())),
-            result: PhantomData,
-        }
+        Self { job, state: Mutex::new(State::Waiting(Batch::default())), result: PhantomData }
     }
 
     /// Whether the outcome is there. Never blocks for a worker.
@@ -130,8 +126,6 @@ impl<R> fmt::Debug for Task<R> {
             Some(State::Done(Some(_))) => "done",
             Some(State::Done(None)) => "taken",
         };
-        f.debug_struct("Task")
-            .field("state", &state)
-            .finish_non_exhaustive()
+        f.debug_struct("Task").field("state", &state).finish_non_exhaustive()
     }
 }

@@ -101,34 +101,23 @@ impl<'a> Main<'a> {
             .map_err(|all| std::io::Error::other(format!("{} descriptors came, not 2", all.len())))?;
         let shared = Arc::new(Shared::attach(segment.as_fd(), geometry).map_err(std::io::Error::other)?);
         if slot >= geometry.workers {
-            return Err(std::io::Error::other(format!(
-                "slot {slot} of {}",
-                geometry.workers
-            )));
+            return Err(std::io::Error::other(format!("slot {slot} of {}", geometry.workers)));
         }
         let arena = SharedMapping::attach(arena, 1).map_err(std::io::Error::other)?;
-        let mail = Arc::new(Mail {
-            inbox: Mutex::default(),
-            arrived: Condvar::new(),
-            stop: AtomicBool::new(false),
-        });
+        let mail =
+            Arc::new(Mail { inbox: Mutex::default(), arrived: Condvar::new(), stop: AtomicBool::new(false) });
         let me = shared.me();
         control::send(
             socket,
-            &ToParent::Attached {
-                participant: me,
-                generation: shared.segment().generation(me),
-            },
+            &ToParent::Attached { participant: me, generation: shared.segment().generation(me) },
             &[],
             None,
         )?;
         let listener = socket.try_clone_to_owned()?;
-        std::thread::Builder::new()
-            .name("proc-pool-control".into())
-            .spawn({
-                let (mail, shared) = (Arc::clone(&mail), Arc::clone(&shared));
-                move || listen(&listener, &mail, &shared, slot)
-            })?;
+        std::thread::Builder::new().name("proc-pool-control".into()).spawn({
+            let (mail, shared) = (Arc::clone(&mail), Arc::clone(&shared));
+            move || listen(&listener, &mail, &shared, slot)
+        })?;
         Ok(Self {
             socket,
             shared,
@@ -162,8 +151,7 @@ impl<'a> Main<'a> {
                 something.then_some(())
             };
             // Whatever a death leaves behind is the parent's to clean up.
-            me.doorbell
-                .wait(&self.pace, u64::from(self.operations), None, attempt, || None);
+            me.doorbell.wait(&self.pace, u64::from(self.operations), None, attempt, || None);
         }
         me.status.store(Worker::ABSENT, Ordering::Release);
     }
@@ -177,9 +165,7 @@ impl<'a> Main<'a> {
         me.status.store(Worker::BUSY, Ordering::Relaxed);
         let record = Record::from_word(record);
         let shared = Arc::clone(&self.shared);
-        let begun = shared
-            .cell(record.cell)
-            .filter(|cell| cell.begin(record.generation, self.incarnation));
+        let begun = shared.cell(record.cell).filter(|cell| cell.begin(record.generation, self.incarnation));
         crash_point!("pool.worker.mail_begun");
         // Only now: until the cell says RUNNING, the mailbox is what tells the parent that we had it.
         me.mailbox.store(0, Ordering::Release);
@@ -203,9 +189,7 @@ impl<'a> Main<'a> {
             let taken = shared.tasks().try_pop(&self.tasks, index, |slot| {
                 // SAFETY: a slot of the task ring has 8 bytes.
                 let record = Record::from_word(unsafe { slot.cast::<u64>().read_unaligned() });
-                let cell = shared
-                    .cell(record.cell)
-                    .filter(|cell| cell.begin(record.generation, incarnation));
+                let cell = shared.cell(record.cell).filter(|cell| cell.begin(record.generation, incarnation));
                 crash_point!("pool.worker.begun");
                 cell.map(|cell| (cell, record))
             });
@@ -264,10 +248,7 @@ impl<'a> Main<'a> {
         let mut flags = 0;
         if spill.is_some() || !handles.is_empty() {
             flags = SPILLED;
-            let payload = Payload {
-                bytes: spill.unwrap_or_default(),
-                descriptors: handles,
-            };
+            let payload = Payload { bytes: spill.unwrap_or_default(), descriptors: handles };
             if let Err(error) = self.send_spill(record, payload) {
                 // The parent cannot be reached or memory is gone: this cell cannot be finished by this process.
                 eprintln!("proc-pool: a result cannot be sent: {error}");
@@ -329,9 +310,7 @@ impl<'a> Main<'a> {
                 return Ok(*function);
             }
             if self.mail.arrived.wait_until(&mut inbox, deadline).timed_out() {
-                return Err(TaskError::unavailable(format!(
-                    "function number {number} was never defined"
-                )));
+                return Err(TaskError::unavailable(format!("function number {number} was never defined")));
             }
         }
     }
@@ -421,24 +400,9 @@ struct CellOutcomes<'a> {
 
 impl<'a> CellOutcomes<'a> {
     fn new(cell: Cell<'a>, task: &Task, arena: &SharedMapping, session: &'a SendSession) -> Self {
-        let block = (task.result.0 != INLINE)
-            .then(|| place(arena, task.result))
-            .flatten();
-        let capacity = if block.is_some() {
-            task.result.1 as usize
-        } else {
-            INLINE_RESULT
-        };
-        Self {
-            cell,
-            block,
-            capacity,
-            len: 0,
-            saved: task.start,
-            spill: None,
-            session,
-            handles: 0,
-        }
+        let block = (task.result.0 != INLINE).then(|| place(arena, task.result)).flatten();
+        let capacity = if block.is_some() { task.result.1 as usize } else { INLINE_RESULT };
+        Self { cell, block, capacity, len: 0, saved: task.start, spill: None, session, handles: 0 }
     }
 
     fn store(&mut self, bytes: &[u8]) {
@@ -446,10 +410,7 @@ impl<'a> CellOutcomes<'a> {
             // SAFETY: `end` checked that it fits into the block, and `place` that the block lies in the mapping; the
             // block is this worker's until the cell is finished.
             Some(block) => unsafe {
-                block
-                    .add(self.len)
-                    .as_ptr()
-                    .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+                block.add(self.len).as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
             },
             None => self.cell.write_result(self.len, bytes),
         }

@@ -61,8 +61,7 @@ impl Handle {
     /// Writes one line at once.
     pub(crate) fn say(&self, line: impl std::fmt::Display) {
         let mut file = File::from(self.0.try_clone().expect("a descriptor"));
-        file.write_all(format!("{line}\n").as_bytes())
-            .expect("somebody listens");
+        file.write_all(format!("{line}\n").as_bytes()).expect("somebody listens");
     }
 }
 
@@ -139,9 +138,7 @@ pub(crate) fn sleep_forever() -> ! {
 #[track_caller]
 pub(crate) fn death<R: std::fmt::Debug>(result: Result<R, TaskError>) -> (Option<i32>, Option<i32>) {
     match result {
-        Err(TaskError::WorkerDied {
-            signal, code, oom, ..
-        }) => {
+        Err(TaskError::WorkerDied { signal, code, oom, .. }) => {
             assert!(!oom, "memory did not run out");
             (signal, code)
         }
@@ -162,11 +159,7 @@ pub(crate) fn in_a_fork(child: impl FnOnce() -> i32) -> i32 {
     let mut status = 0;
     // SAFETY: a child of this process, and a valid pointer.
     assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
-    if libc::WIFEXITED(status) {
-        libc::WEXITSTATUS(status)
-    } else {
-        -1
-    }
+    if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { -1 }
 }
 
 /// Sends a signal to a process; it may be gone already.
@@ -233,25 +226,15 @@ pub(crate) struct Faulty {
 
 impl Faulty {
     pub(crate) fn none(number: u32) -> Self {
-        Self {
-            number,
-            encoding: Fault::Nothing,
-            decoding: Fault::Nothing,
-        }
+        Self { number, encoding: Fault::Nothing, decoding: Fault::Nothing }
     }
 
     pub(crate) fn encoding(number: u32, encoding: Fault) -> Self {
-        Self {
-            encoding,
-            ..Self::none(number)
-        }
+        Self { encoding, ..Self::none(number) }
     }
 
     pub(crate) fn decoding(number: u32, decoding: Fault) -> Self {
-        Self {
-            decoding,
-            ..Self::none(number)
-        }
+        Self { decoding, ..Self::none(number) }
     }
 }
 
@@ -288,11 +271,8 @@ impl Scratch {
     pub(crate) fn new() -> Self {
         use std::sync::atomic::{AtomicU32, Ordering};
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let name = format!(
-            "proc-pool-test-{}-{}",
-            std::process::id(),
-            NUMBER.fetch_add(1, Ordering::Relaxed)
-        );
+        let name =
+            format!("proc-pool-test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let path = std::env::temp_dir().join(name);
         std::fs::create_dir(&path).expect("a directory");
         Self(path)

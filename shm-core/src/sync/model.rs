@@ -15,11 +15,7 @@ thread_local! {
 
 /// The ordering `order` of the access that goes by `name`; `Relaxed` within [`weakened`] by that name.
 pub fn ordering(name: &str, order: Ordering) -> Ordering {
-    if is_weakened(name) {
-        Ordering::Relaxed
-    } else {
-        order
-    }
+    if is_weakened(name) { Ordering::Relaxed } else { order }
 }
 
 /// Runs `f`, in which the access `name` is `Relaxed` or the fence `name` is missing: the control that a model

@@ -1,9 +1,5 @@
 //! The facade's native arm: `core` types, the processor's pause, `membarrier`.
-#![allow(
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    reason = "the one place that names them"
-)]
+#![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "the one place that names them")]
 
 pub use core::sync::atomic::{
     AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence,

@@ -32,12 +32,7 @@ pub(crate) fn commit(fd: impl std::os::fd::AsFd, offset: u64, len: u64) -> io::R
 
 /// Gives the memory behind a range back to the system; the range reads as zeros afterwards.
 pub(crate) fn release(fd: impl std::os::fd::AsFd, offset: u64, len: u64) -> io::Result<()> {
-    rustix::fs::fallocate(
-        fd,
-        FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-        offset,
-        len,
-    )?;
+    rustix::fs::fallocate(fd, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)?;
     Ok(())
 }
 
@@ -45,11 +40,7 @@ pub(crate) fn release(fd: impl std::os::fd::AsFd, offset: u64, len: u64) -> io::
 /// directory, because the process's is empty once its main thread has ended.
 pub(crate) fn reopen(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let path = format!("/proc/thread-self/fd/{}", fd.as_raw_fd());
-    Ok(rustix::fs::open(
-        path,
-        OFlags::RDWR | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?)
+    Ok(rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// The kind of an open-file-description lock.
@@ -130,19 +121,11 @@ fn cgroup_headroom() -> Option<u64> {
             let (controllers, path) = (fields.next()?, fields.next()?);
             let (root, limit, usage) = match controllers {
                 "" => ("/sys/fs/cgroup", "memory.max", "memory.current"),
-                "memory" => (
-                    "/sys/fs/cgroup/memory",
-                    "memory.limit_in_bytes",
-                    "memory.usage_in_bytes",
-                ),
+                "memory" => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
                 _ => return None,
             };
             let read = |name: &str| -> Option<u64> {
-                std::fs::read_to_string(format!("{root}{path}/{name}"))
-                    .ok()?
-                    .trim()
-                    .parse()
-                    .ok()
+                std::fs::read_to_string(format!("{root}{path}/{name}")).ok()?.trim().parse().ok()
             };
             Some(read(limit)?.saturating_sub(read(usage)?))
         })

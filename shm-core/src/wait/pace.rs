@@ -94,12 +94,7 @@ impl Pace {
             _ => {}
         }
         let gap = self.gap.load(Ordering::Relaxed);
-        let next = if run >= 2 {
-            (2 * gap + 1).min(MAX_BACKOFF)
-        } else {
-            gap / 2
-        }
-        .max(1);
+        let next = if run >= 2 { (2 * gap + 1).min(MAX_BACKOFF) } else { gap / 2 }.max(1);
         self.gap.store(next, Ordering::Relaxed);
         next
     }
