@@ -242,6 +242,8 @@ pub(super) struct Feed<I: Iterator> {
     /// Every chunk is handed over before the source is asked again: it may wait for what earlier items bring about.
     pub(super) lazy: bool,
     window: u64,
+    /// Chunks in flight with which no worker runs dry soon.
+    plenty: u64,
     /// The least room in the window, however large the items are.
     least: u64,
     /// Bytes of an item, times 8: an average in which the last chunks weigh most.
@@ -283,6 +285,7 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Feed<I> {
             chunk: chunk.min(window),
             lazy: false,
             window: window as u64,
+            plenty: (workers * WINDOW_PER_WORKER) as u64,
             least: (workers as u64 * LARGE_PER_WORKER).min(window as u64),
             weight: 0,
             sent: 0,
@@ -308,8 +311,8 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Feed<I> {
         window.saturating_sub(self.sent - taken)
     }
 
-    /// Takes items and hands them over until the window is full, or the source is slow and there are outcomes to look
-    /// after; `taken` items count as out of the window.
+    /// Takes items and hands them over until the window is full, or the source is slow, each worker has some chunks, and
+    /// there are outcomes to look after; `taken` items count as out of the window.
     ///
     /// A lazy feed hands over every chunk by itself. Another one hands over a few at first, then as many together as
     /// half of those in flight, and every one once the source was slow.
@@ -334,7 +337,7 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Feed<I> {
             if self.lazy || slow || self.prepared.len() as u64 > together {
                 self.hand_over()?;
             }
-            if slow && self.job.has_outcomes() {
+            if slow && in_flight >= self.plenty && self.job.has_outcomes() {
                 return Ok(());
             }
         }
