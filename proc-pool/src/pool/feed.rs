@@ -242,7 +242,7 @@ pub(super) struct Feed<I: Iterator> {
     /// Every chunk is handed over before the source is asked again: it may wait for what earlier items bring about.
     pub(super) lazy: bool,
     window: u64,
-    /// Chunks in flight with which no worker runs dry soon.
+    /// Items in flight with which no worker runs dry soon.
     plenty: u64,
     /// The least room in the window, however large the items are.
     least: u64,
@@ -285,7 +285,7 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Feed<I> {
             chunk: chunk.min(window),
             lazy: false,
             window: window as u64,
-            plenty: (workers * WINDOW_PER_WORKER) as u64,
+            plenty: (workers * WINDOW_PER_WORKER).saturating_mul(chunk) as u64,
             least: (workers as u64 * LARGE_PER_WORKER).min(window as u64),
             weight: 0,
             sent: 0,
@@ -305,8 +305,8 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Feed<I> {
     /// Room in the window, in items; `taken` items count as out of it.
     fn room(&self, taken: u64) -> u64 {
         let mut window = self.window;
-        if let Some(by_bytes) = (8 * WINDOW_BYTES).checked_div(self.weight) {
-            window = window.min(by_bytes.max(self.least));
+        if self.weight.saturating_mul(window) > 8 * WINDOW_BYTES {
+            window = window.min((8 * WINDOW_BYTES / self.weight).max(self.least));
         }
         window.saturating_sub(self.sent - taken)
     }
@@ -332,9 +332,13 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Feed<I> {
             self.next_chunk(room)?;
             chunks += 1;
             slow = slow || ((chunks < 8 || chunks % 8 == 0) && since.elapsed() > SOURCE_PATIENCE);
-            let in_flight = self.handed.saturating_sub(self.settled) / self.chunk as u64;
-            let together = (in_flight / 2).min(HAND_OVER as u64 - 1);
-            if self.lazy || slow || self.prepared.len() as u64 > together {
+            let in_flight = self.handed.saturating_sub(self.settled);
+            let together = self.prepared.len();
+            if self.lazy
+                || slow
+                || together >= HAND_OVER
+                || (2 * together).saturating_mul(self.chunk) as u64 > in_flight
+            {
                 self.hand_over()?;
             }
             if slow && in_flight >= self.plenty && self.job.has_outcomes() {
@@ -415,7 +419,7 @@ impl<I: Iterator<Item: Serialize + DeserializeOwned>> Feed<I> {
         let mut descriptors = session.finish();
         descriptors.truncate(handles);
         let bytes = (self.prepared.bytes().len() - start) as u64;
-        self.weight = self.weight - self.weight / 8 + bytes / count;
+        self.weight = self.weight - self.weight / 8 + if count == 1 { bytes } else { bytes / count };
         let count = u32::try_from(count).expect("a chunk fits");
         self.prepared.seal(start, first, count, descriptors)
     }
