@@ -516,7 +516,8 @@ impl Dispatcher {
         let mut core = self.core.lock();
         core.slots[slot as usize] = Slot::Empty;
         core.death = Some(TaskError::unavailable(format!("a worker cannot be started: {error}")));
-        let died = Event::WorkerDied { worker: slot, running: Vec::new(), lost: Vec::new() };
+        let waiting = !core.is_idle();
+        let died = Event::WorkerDied { worker: slot, running: Vec::new(), lost: Vec::new(), waiting };
         core.handle(died);
         core.execute(&self.shared, &self.tasks);
         drop(core);

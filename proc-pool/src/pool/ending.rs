@@ -43,7 +43,7 @@ impl Core {
         worker.status.store(Worker::ABSENT, Ordering::Relaxed);
         worker.mailbox.store(0, Ordering::Relaxed);
         self.slots[slot as usize] = Slot::Empty;
-        let (mut running, mut lost) = (Vec::new(), Vec::new());
+        let (mut running, mut lost, mut waiting) = (Vec::new(), Vec::new(), false);
         let in_flight: Vec<(u32, Piece)> =
             self.scheduler.in_flight().map(|(cell, piece)| (cell, piece.clone())).collect();
         for (number, piece) in in_flight {
@@ -66,8 +66,10 @@ impl Core {
                 }
                 // First the look at the ring, then the CAS: a living worker begins before it frees the slot.
                 State::Pending if self.was_lost(shared, slot, lane) && cell.lose(generation) => {
-                    lost.push(number)
+                    lost.push(number);
+                    waiting = true;
                 }
+                State::Pending => waiting = true,
                 _ => {}
             }
         }
@@ -75,7 +77,7 @@ impl Core {
             self.vacate(cell);
         }
         self.death = Some(death);
-        self.handle(Event::WorkerDied { worker: slot, running, lost });
+        self.handle(Event::WorkerDied { worker: slot, running, lost, waiting });
     }
 
     /// Whether an offer that nobody began was in a dead worker's hands.

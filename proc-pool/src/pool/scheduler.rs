@@ -22,7 +22,7 @@ use std::ops::Range;
 
 /// Workers that may die in a row without having finished or begun anything although there was work, per worker slot,
 /// before the pool gives up.
-const FUTILE_DEATHS: usize = 3;
+const FUTILE_DEATHS: usize = 10;
 
 /// A range of the items of one load.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +83,8 @@ pub enum Event {
         running: Vec<Running>,
         /// The cells that it took and had not begun.
         lost: Vec<u32>,
+        /// Whether work is offered that no worker has begun.
+        waiting: bool,
     },
     /// A job begins under this number, which an earlier job may have had.
     JobOpened {
@@ -222,7 +224,10 @@ impl<P: Policy> Scheduler<P> {
                 self.vacate(cell);
                 self.fill(actions);
             }
-            Event::WorkerDied { worker, running, lost } => self.worker_died(worker, running, lost, actions),
+            Event::WorkerDied { worker, running, lost, waiting } => {
+                self.count_death(waiting && running.is_empty());
+                self.worker_died(worker, running, lost, actions);
+            }
             Event::JobOpened { job } => {
                 if !self.dropped.is_empty() {
                     self.dropped.remove(&job);
@@ -273,15 +278,15 @@ impl<P: Policy> Scheduler<P> {
         }
     }
 
+    /// A death beside work that waits, of a worker that had begun nothing, may be the only thing that workers still do.
+    /// One that had work, or had none to do, proves nothing: whoever kills idle workers may do so for ever.
+    fn count_death(&mut self, futile: bool) {
+        self.futile = if futile { self.futile + 1 } else { 0 };
+    }
+
     fn worker_died(&mut self, worker: u32, running: Vec<Running>, lost: Vec<u32>, actions: &mut Vec<Action>) {
         if self.drained {
             return;
-        }
-        if !running.is_empty() {
-            self.futile = 0;
-        } else if self.outstanding > 0 {
-            // Without work a death proves nothing: whoever killed an idle worker may do so again and again.
-            self.futile += 1;
         }
         // What runs again goes to the front, so the last pushed is the first to run: push in reverse.
         for cell in lost {
@@ -370,7 +375,7 @@ mod tests {
         let mut s = Scheduler::new(Fifo::default(), 1, 8);
         handle(&mut s, Event::Submitted(piece(0, 0..10)));
         let running = vec![Running { cell: 0, saved: 3, current: 5 }];
-        let actions = handle(&mut s, Event::WorkerDied { worker: 0, running, lost: vec![] });
+        let actions = handle(&mut s, Event::WorkerDied { worker: 0, running, lost: vec![], waiting: true });
         // Saved 0..3 are kept, 3..5 were done but their results died, 5 is to blame, 6..10 never began.
         assert_eq!(actions[0], Action::Fail { job: 1, load: 0, item: 5 });
         assert_eq!(actions[1], Action::Send { cell: 0, piece: piece(0, 3..5) });
@@ -387,6 +392,7 @@ mod tests {
             worker: 0,
             running: vec![Running { cell: 0, saved, current }],
             lost: vec![],
+            waiting: true,
         };
         let actions = handle(&mut s, died(1, 1));
         assert_eq!(actions[0], Action::Send { cell: 0, piece: piece(0, 1..2) });
@@ -399,14 +405,15 @@ mod tests {
     fn what_was_taken_but_not_begun_is_sent_again_unharmed() {
         let mut s = Scheduler::new(Fifo::default(), 1, 1);
         handle(&mut s, Event::Submitted(piece(0, 0..3)));
-        let actions = handle(&mut s, Event::WorkerDied { worker: 4, running: vec![], lost: vec![0] });
+        let actions =
+            handle(&mut s, Event::WorkerDied { worker: 4, running: vec![], lost: vec![0], waiting: true });
         assert_eq!(actions, [Action::Send { cell: 0, piece: piece(0, 0..3) }, Action::Spawn { worker: 4 }]);
     }
 
     #[test]
     fn idle_workers_may_die_as_often_as_they_like() {
         let mut s = Scheduler::new(Fifo::default(), 1, 1);
-        let died = || Event::WorkerDied { worker: 0, running: vec![], lost: vec![] };
+        let died = || Event::WorkerDied { worker: 0, running: vec![], lost: vec![], waiting: false };
         for _ in 0..10 * FUTILE_DEATHS {
             assert_eq!(handle(&mut s, died()), [Action::Spawn { worker: 0 }]);
         }
@@ -418,7 +425,7 @@ mod tests {
         let mut s = Scheduler::new(Fifo::default(), 2, 1);
         handle(&mut s, Event::Submitted(piece(0, 0..1)));
         handle(&mut s, Event::Submitted(piece(1, 0..1)));
-        let died = || Event::WorkerDied { worker: 0, running: vec![], lost: vec![] };
+        let died = || Event::WorkerDied { worker: 0, running: vec![], lost: vec![], waiting: true };
         for _ in 1..2 * FUTILE_DEATHS {
             assert_eq!(handle(&mut s, died()), [Action::Spawn { worker: 0 }]);
         }
@@ -433,7 +440,7 @@ mod tests {
         handle(&mut s, Event::Submitted(piece(0, 0..1)));
         assert_eq!(handle(&mut s, Event::Closed), []);
         assert_eq!(handle(&mut s, Event::Finished { cell: 0 }), [Action::Drained]);
-        let died = Event::WorkerDied { worker: 0, running: vec![], lost: vec![] };
+        let died = Event::WorkerDied { worker: 0, running: vec![], lost: vec![], waiting: true };
         assert_eq!(handle(&mut s, died), [], "nobody is replaced any more");
     }
 
@@ -444,7 +451,8 @@ mod tests {
         assert_eq!(handle(&mut s, Event::Finished { cell: 77 }), []);
         let running =
             vec![Running { cell: 0, saved: u32::MAX, current: 0 }, Running { cell: 9, saved: 0, current: 0 }];
-        let actions = handle(&mut s, Event::WorkerDied { worker: 0, running, lost: vec![1, 99] });
+        let actions =
+            handle(&mut s, Event::WorkerDied { worker: 0, running, lost: vec![1, 99], waiting: true });
         assert_eq!(actions, [Action::Spawn { worker: 0 }], "all items counted as saved");
         assert_eq!(s.outstanding(), 0);
     }
@@ -474,7 +482,7 @@ mod tests {
         handle(&mut s, Event::Submitted(Piece { retries: 9, ..piece(0, 0..3) }));
         handle(&mut s, Event::JobDropped { job: 1 });
         let running = vec![Running { cell: 0, saved: 0, current: 0 }];
-        let actions = handle(&mut s, Event::WorkerDied { worker: 0, running, lost: vec![] });
+        let actions = handle(&mut s, Event::WorkerDied { worker: 0, running, lost: vec![], waiting: true });
         assert!(matches!(actions[..], [Action::Discard(_), Action::Discard(_), Action::Spawn { worker: 0 }]));
         assert_eq!(s.outstanding(), 0);
     }
@@ -516,7 +524,10 @@ mod tests {
                 let current = saved + draw(piece.items.end - saved + 1);
                 done(piece.items.start..saved);
                 let running = vec![Running { cell, saved, current }];
-                s.handle(Event::WorkerDied { worker: draw(workers), running, lost: vec![] }, &mut actions);
+                s.handle(
+                    Event::WorkerDied { worker: draw(workers), running, lost: vec![], waiting: true },
+                    &mut actions,
+                );
             } else {
                 done(piece.items.clone());
                 s.handle(Event::Finished { cell }, &mut actions);
