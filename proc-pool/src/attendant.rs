@@ -31,7 +31,8 @@ const TAIL_BYTES: usize = 4 << 10;
 const TURN_BYTES: usize = 256 << 10;
 /// How much of a child's stderr may wait to be forwarded before the thread leaves the rest in the pipe.
 const BACKLOG_BYTES: usize = 64 << 10;
-/// How much may wait at most: a child that is dead is read to its end. What is too much is not forwarded.
+/// How much may wait at most: a child that is dead is read to its end, which adds what its pipe holds. What is too much is
+/// not forwarded.
 const LARGEST_BACKLOG: usize = BACKLOG_BYTES + TURN_BYTES;
 /// A pipe that polls as writable takes so much without blocking (`PIPE_BUF`).
 const WRITE_BYTES: usize = 4 << 10;
@@ -76,7 +77,7 @@ impl Tail {
     /// The last words, with everything that lies in the pipe now. Waits neither for the child nor for stderr.
     pub(crate) fn text(&self) -> String {
         let mut words = self.words.lock();
-        self.take_in(&mut words);
+        self.take_in(&mut words, usize::MAX);
         if let (false, Some(inbox)) = (words.backlog.is_empty(), self.inbox.get()) {
             inbox.ring();
         }
@@ -87,7 +88,7 @@ impl Tail {
     pub(crate) fn flush(&self) {
         let deadline = Instant::now() + FLUSH_PATIENCE;
         let mut words = self.words.lock();
-        self.take_in(&mut words);
+        self.take_in(&mut words, usize::MAX);
         let Some(inbox) = self.inbox.get() else { return };
         while !words.backlog.is_empty() {
             inbox.ring();
@@ -97,11 +98,11 @@ impl Tail {
         }
     }
 
-    /// Reads what lies in the pipe.
-    fn take_in(&self, words: &mut Words) {
+    /// Reads what lies in the pipe, while the backlog is below `limit`.
+    fn take_in(&self, words: &mut Words, limit: usize) {
         let mut buffer = [0; 8 << 10];
         let mut turn = 0;
-        while turn < TURN_BYTES && !words.ended {
+        while turn < TURN_BYTES && words.backlog.len() < limit && !words.ended {
             match rustix::io::read(&self.pipe, &mut buffer) {
                 Ok(count @ 1..) => {
                     keep(&mut words.last, &buffer[..count]);
@@ -232,7 +233,7 @@ impl Duty {
         match self {
             Self::Stderr(tail) => {
                 if ready {
-                    tail.take_in(&mut tail.words.lock());
+                    tail.take_in(&mut tail.words.lock(), BACKLOG_BYTES);
                 }
                 !tail.is_over()
             }

@@ -8,7 +8,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use std::io::{Read, Write};
 use std::time::Duration;
 
-/// More than a pipe (64 KiB) and the largest backlog (320 KiB) hold.
+/// More than a pipe and a backlog hold.
 const MUCH: usize = 1_000_000;
 
 fn shout(len: usize) {
