@@ -167,7 +167,6 @@ fn a_newcomer_sweeps_the_index_that_it_takes() {
 #[test]
 fn a_forked_child_gets_an_error_and_does_not_keep_its_parent_alive() {
     let segment = segment();
-    let (reader, writer) = std::io::pipe().expect("a pipe");
     // SAFETY: the child only makes async-signal-safe calls besides the code under test, and exits at once.
     match unsafe { libc::fork() } {
         0 => {
@@ -176,7 +175,6 @@ fn a_forked_child_gets_an_error_and_does_not_keep_its_parent_alive() {
             unsafe { libc::_exit(if ok { 0 } else { 1 }) };
         }
         child => {
-            drop((reader, writer));
             let child = Pid::from_raw(child).expect("forked");
             let (_, status) = waitpid(Some(child), WaitOptions::empty()).expect("reaped").expect("ended");
             assert_eq!(status.exit_status(), Some(0));
