@@ -171,6 +171,7 @@ fn a_sleeping_receiver_is_woken_by_a_message() {
     let _dog = watchdog();
     let (tx, rx) = bounded::<u8>(1).expect("a queue");
     let receiver = std::thread::spawn(move || rx.recv());
+    // Nobody can say that a thread has fallen asleep. If it has not yet, the outcome is the same.
     std::thread::sleep(Duration::from_millis(20));
     tx.send(5).expect("sent");
     assert_eq!(receiver.join().expect("no panic").expect("received"), 5);
@@ -181,6 +182,7 @@ fn a_sleeping_sender_is_woken_by_room() {
     let _dog = watchdog();
     let (tx, rx) = filled(1);
     let sender = std::thread::spawn(move || tx.send(1));
+    // Nobody can say that a thread has fallen asleep. If it has not yet, the outcome is the same.
     std::thread::sleep(Duration::from_millis(20));
     assert_eq!(rx.recv().expect("received"), 0);
     sender.join().expect("no panic").expect("sent");
@@ -297,6 +299,7 @@ fn a_sleeping_receiver_is_woken_by_the_last_drop() {
     let _dog = watchdog();
     let (tx, rx) = bounded::<u8>(1).expect("a queue");
     let receiver = std::thread::spawn(move || rx.recv());
+    // Nobody can say that a thread has fallen asleep. If it has not yet, the outcome is the same.
     std::thread::sleep(Duration::from_millis(20));
     drop(tx);
     assert!(receiver.join().expect("no panic").expect_err("gone").is_disconnected());
@@ -307,6 +310,7 @@ fn a_sleeping_sender_is_woken_by_the_last_drop() {
     let _dog = watchdog();
     let (tx, rx) = filled(1);
     let sender = std::thread::spawn(move || tx.send(1));
+    // Nobody can say that a thread has fallen asleep. If it has not yet, the outcome is the same.
     std::thread::sleep(Duration::from_millis(20));
     drop(rx);
     assert!(sender.join().expect("no panic").expect_err("gone").is_disconnected());

@@ -19,6 +19,7 @@ fn a_batch_wakes_every_receiver_that_it_serves() {
             std::thread::spawn(move || rx.recv().expect("received"))
         })
         .collect();
+    // Nobody can say that a thread has fallen asleep. If it has not yet, the outcome is the same.
     std::thread::sleep(Duration::from_millis(20));
     tx.send_batch([1, 2, 3]).expect("sent");
     let sum: u8 = receivers.into_iter().map(|r| r.join().expect("no panic")).sum();

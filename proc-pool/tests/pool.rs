@@ -373,7 +373,7 @@ fn looking_at_a_task_does_not_wait_for_its_join() {
     let task = &pool.submit(|gate: ReadEnd| gate.until_end(), gate).expect("submitted");
     std::thread::scope(|scope| {
         let joiner = scope.spawn(|| task.join());
-        // Whoever of the two is first: the gate opens only afterwards.
+        // Whoever of the two is first, with or without the pause: the gate opens only afterwards.
         while !format!("{task:?}").contains("waiting") {}
         std::thread::sleep(Duration::from_millis(20));
         assert!(!task.is_done());
