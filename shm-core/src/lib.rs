@@ -34,12 +34,14 @@ pub mod wait;
 
 #[cfg(not(loom))]
 mod error;
-#[cfg(not(loom))]
 pub mod fork;
 #[cfg(not(loom))]
 pub mod frozen;
 #[cfg(not(loom))]
 pub mod mapping;
+pub mod owner;
+#[cfg(not(loom))]
+pub mod portable;
 #[cfg(not(loom))]
 mod registry;
 #[cfg(not(loom))]
@@ -49,6 +51,10 @@ pub mod socket;
 
 #[cfg(not(loom))]
 pub use error::SegmentError;
+#[cfg(not(loom))]
+pub use portable::{Bits, ShmSafe};
+#[cfg(feature = "derive")]
+pub use shm_core_derive::ShmSafe;
 
 /// Plain old data: any bit pattern is a value, no padding, no pointers; safe to copy out of memory that another
 /// process may scribble over.

@@ -200,13 +200,7 @@ impl WaitLine {
             if let Some(done) = attempt() {
                 return Some(done);
             }
-            let slice = match deadline {
-                None => jittered_slice(),
-                Some(at) => match at.checked_duration_since(Instant::now()) {
-                    Some(left) if !left.is_zero() => left.min(jittered_slice()),
-                    _ => return None,
-                },
-            };
+            let slice = next_slice(deadline)?;
             // In a model a wait with a timeout gives up at once, and one without must be woken.
             let timeout = if cfg!(loom) { deadline.map(|_| slice) } else { Some(slice) };
             if self.word.wait(word, timeout) == Wakeup::TimedOut && cfg!(loom) {
@@ -286,6 +280,19 @@ impl WaitLine {
     ) -> Option<R> {
         let _ = (pace, progress);
         attempt()
+    }
+}
+
+/// How long to sleep until the next look at the peers: a jittered [`SLICE`], or what is left until `deadline`. `None`
+/// when the deadline has passed. For waits on words of their own, such as a lock's.
+pub fn next_slice(deadline: Option<Instant>) -> Option<Duration> {
+    let slice = jittered_slice();
+    match deadline {
+        None => Some(slice),
+        Some(at) => at
+            .checked_duration_since(Instant::now())
+            .filter(|left| !left.is_zero())
+            .map(|left| left.min(slice)),
     }
 }
 

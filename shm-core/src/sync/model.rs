@@ -3,7 +3,10 @@
 pub use loom::cell::UnsafeCell;
 pub use loom::hint;
 pub use loom::sync::Arc;
-pub use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+pub use loom::sync::atomic::{
+    AtomicBool, AtomicI8, AtomicI16, AtomicI32, AtomicI64, AtomicIsize, AtomicPtr, AtomicU8, AtomicU16,
+    AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+};
 pub use loom::thread;
 
 use std::cell::Cell;
@@ -33,6 +36,13 @@ pub fn weakened<R>(name: &'static str, f: impl FnOnce() -> R) -> R {
 
 fn is_weakened(name: &str) -> bool {
     WEAKENED.get() == name
+}
+
+/// A full fence, because loom takes `SeqCst` accesses for `AcqRel`; goes by "seq_cst" in [`weakened`].
+pub fn seq_cst_in_model() {
+    if !is_weakened("seq_cst") {
+        fence(Ordering::SeqCst);
+    }
 }
 
 /// No registration in a model: both halves are full fences.

@@ -2,7 +2,8 @@
 #![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "the one place that names them")]
 
 pub use core::sync::atomic::{
-    AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence,
+    AtomicBool, AtomicI8, AtomicI16, AtomicI32, AtomicI64, AtomicIsize, AtomicPtr, AtomicU8, AtomicU16,
+    AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence,
 };
 pub use std::sync::Arc;
 
@@ -48,6 +49,12 @@ impl<T: ?Sized> UnsafeCell<T> {
         f(self.0.get())
     }
 }
+
+/// Nothing. `SeqCst` accesses already agree on one order; in a model, which takes them for `AcqRel`, it is a fence.
+///
+/// For "write mine, then read yours" on both sides with `SeqCst` accesses: put it between the write and the read.
+#[inline(always)]
+pub fn seq_cst_in_model() {}
 
 /// Whether this process is registered with `membarrier`, so that [`light_fence`] may be free.
 static ASYMMETRIC: AtomicBool = AtomicBool::new(false);
