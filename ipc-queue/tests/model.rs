@@ -24,7 +24,7 @@ mod ring;
 mod turn;
 
 use disconnect::Disconnect;
-use explore::{Model, Outcome, explore};
+use explore::{Outcome, assert_breaks, assert_sound, assert_wedges, explore};
 use parking::Parking;
 use ring::{Control, Ring};
 
@@ -51,33 +51,6 @@ fn ring(bounds: Bounds) -> Ring {
 /// A ring with fewer steps: only consumers free tombs, and the oracle answers together with the look.
 fn plainer_ring(bounds: Bounds) -> Ring {
     Ring { producers_free_tombs: false, late_oracle: false, ..ring(bounds) }
-}
-
-/// Every state is visited, no promise is broken, and survivors can always finish.
-#[track_caller]
-fn assert_sound(model: &impl Model, states: usize) {
-    let report = explore(model);
-    assert!(matches!(report.outcome, Outcome::Sound), "not sound: {:?}", report.outcome);
-    assert!(report.finished > 0, "no run ever finishes");
-    assert_eq!(report.states, states, "the model explores another space than it did");
-}
-
-/// The explorer finds a broken promise that says `promise`.
-#[track_caller]
-fn assert_breaks(model: &impl Model, promise: &str) {
-    match explore(model).outcome {
-        Outcome::Violation { what, path } if what.contains(promise) => println!("{what}, after {path}"),
-        other => panic!("expected a broken promise ({promise}), found {other:?}"),
-    }
-}
-
-/// The explorer finds states from which the survivors cannot finish.
-#[track_caller]
-fn assert_wedges(model: &impl Model) {
-    match explore(model).outcome {
-        Outcome::Wedged { count, path, state } => println!("{count} wedged, first after {path}: {state}"),
-        other => panic!("expected a wedge, found {other:?}"),
-    }
 }
 
 /// The ring with one rule broken, at bounds at which the right ring is sound.

@@ -138,6 +138,33 @@ pub(crate) fn explore<M: Model>(model: &M) -> Report {
     Report { states: found.states.len(), finished: ends.len(), outcome }
 }
 
+/// Every state is visited, no promise is broken, and survivors can always finish.
+#[track_caller]
+pub(crate) fn assert_sound(model: &impl Model, states: usize) {
+    let report = explore(model);
+    assert!(matches!(report.outcome, Outcome::Sound), "not sound: {:?}", report.outcome);
+    assert!(report.finished > 0, "no run ever finishes");
+    assert_eq!(report.states, states, "the model explores another space than it did");
+}
+
+/// The explorer finds a broken promise that says `promise`.
+#[track_caller]
+pub(crate) fn assert_breaks(model: &impl Model, promise: &str) {
+    match explore(model).outcome {
+        Outcome::Violation { what, path } if what.contains(promise) => println!("{what}, after {path}"),
+        other => panic!("expected a broken promise ({promise}), found {other:?}"),
+    }
+}
+
+/// The explorer finds states from which the survivors cannot finish.
+#[track_caller]
+pub(crate) fn assert_wedges(model: &impl Model) {
+    match explore(model).outcome {
+        Outcome::Wedged { count, path, state } => println!("{count} wedged, first after {path}: {state}"),
+        other => panic!("expected a wedge, found {other:?}"),
+    }
+}
+
 /// Walks backwards from the finished states; whatever is not met is wedged.
 fn wedged<S: Copy + Eq + Hash + fmt::Debug>(
     found: &Found<S>,
