@@ -32,8 +32,13 @@ pub use native::*;
 #[cfg(not(loom))]
 mod native {
     pub use crate::error::{Error, Result};
+    pub use crate::shared::{Shared, SharedBuilder};
     pub use shm_core::ShmSafe;
 }
 
 #[doc(no_inline)]
 pub use shm_core::Plain;
+
+/// The crate below; the code of `#[derive(ShmSafe)]` names it.
+#[doc(no_inline)]
+pub use shm_core;
