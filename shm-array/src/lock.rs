@@ -3,6 +3,19 @@
 //! They work at any address that the processes share (in a [`Shared`](crate::Shared), in a field of a user's struct
 //! there, in an array), and as plain locks between the threads of one process, also under loom.
 
+/// A function that is `const` where memory can be, and not in a model, whose words register themselves.
+macro_rules! const_in_memory {
+    ($(#[$meta:meta])* $visible:vis fn $($rest:tt)*) => {
+        #[cfg(not(loom))]
+        $(#[$meta])*
+        $visible const fn $($rest)*
+
+        #[cfg(loom)]
+        $(#[$meta])*
+        $visible fn $($rest)*
+    };
+}
+
 mod barrier;
 mod condvar;
 mod error;
@@ -18,3 +31,10 @@ mod semaphore;
 mod signal;
 
 pub use error::LockError;
+
+/// The orderings that a model can weaken by name, so that it can show that none is forgotten.
+#[cfg(loom)]
+#[doc(hidden)]
+pub mod orderings {
+    pub use super::raw::ORDERINGS as RAW;
+}
