@@ -42,7 +42,7 @@ pub(crate) fn is_gone(segment: &Segment, control: &Control, side: Side) -> bool 
     }
     for _ in 0..ATTEMPTS {
         let epoch = control.epoch();
-        if is_held(segment, control, side) || segment.in_flight(side.lane()) {
+        if is_held(segment, control, side) || segment.in_flight(side.lane().into()) {
             return false;
         }
         if control.epoch() == epoch {

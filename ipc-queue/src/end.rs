@@ -133,7 +133,7 @@ fn sweep(segment: &Segment, dead: u16) -> bool {
 }
 
 fn spec(layout_hash: u64, body_len: usize) -> Spec {
-    Spec { kind: KIND, layout_hash, body_len, sweep }
+    Spec { kind: KIND, layout_hash, body_len, sweep, arrived: |_| () }
 }
 
 impl End {

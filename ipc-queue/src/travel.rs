@@ -56,7 +56,7 @@ impl fmt::Display for Refused {
 
 impl End {
     fn leave<T, C: Codec<T>>(&self) -> Result<Ticket, Refused> {
-        let token = self.segment().token(self.side().lane()).map_err(Refused::Segment)?;
+        let token = self.segment().token(self.side().lane().into()).map_err(Refused::Segment)?;
         let descriptor = send_descriptor(token).map_err(Refused::NoSession)?;
         self.control().advance_epoch();
         Ok(Ticket { side: self.side().lane(), layout: C::LAYOUT, descriptor })

@@ -276,7 +276,7 @@ fn an_index_is_not_given_to_others_while_the_geometry_makes_no_sense() {
         let header = map.as_ptr();
         (header.add(12).cast::<u32>().read(), header.add(16).cast::<u64>().read())
     };
-    let spec = shm_core::segment::Spec { kind, layout_hash, body_len: 1, sweep: |_, _| false };
+    let spec = shm_core::segment::Spec { kind, layout_hash, body_len: 1, sweep: |_, _| false, arrived: |_| () };
     let segment = shm_core::segment::Segment::attach(std::os::fd::AsFd::as_fd(&memory), &spec)
         .expect("this process is attached already");
     let peer = send_from(tx.clone(), 0, 1, true);
@@ -287,7 +287,7 @@ fn an_index_is_not_given_to_others_while_the_geometry_makes_no_sense() {
         std::thread::yield_now();
     }
     // SAFETY: inside the mapping, aligned; the word is an atomic for everybody else.
-    let capacity = unsafe { &*map.as_ptr().add(16384).cast::<std::sync::atomic::AtomicU64>() };
+    let capacity = unsafe { &*map.as_ptr().add(20480).cast::<std::sync::atomic::AtomicU64>() };
     capacity.store(0, std::sync::atomic::Ordering::Relaxed);
     assert_eq!(segment.sweep(), 0);
     assert!(segment.is_attached(dead));
@@ -474,7 +474,7 @@ fn a_scribbling_process_makes_wrong_messages_and_nothing_worse() {
         let memory = session.finish().pop().expect("the queue's memory");
         let map = memmap2::MmapRaw::map_raw(&memory).expect("mapped");
         // Behind the segment's own pages: control block, words, payloads.
-        let body = 16384;
+        let body = 20480;
         for _ in 0..=next() % 8 {
             let _ = tx.try_send("hello".into());
             for _ in 0..=next() % 40 {

@@ -5,9 +5,11 @@
 //! from `fork` (`MADV_DONTFORK`), which has two consequences:
 //!
 //! * between opening the description that carries the lock and excluding the mapping, a fork would copy it.
-//!   `window` is a process-wide lock around those moments; a `pthread_atfork` handler takes it before a fork;
-//! * in the child the mapping is simply not there. Every operation asks [`ForkStamp::check`] first, one load of a page that
-//!   the kernel zeroes in children (`MADV_WIPEONFORK`), and returns [`Forked`] instead of faulting.
+//!   [`window`] is a process-wide lock around those moments; a `pthread_atfork` handler takes it before a fork;
+//! * in the child the mapping is simply not there. Every operation asks first, one load of a page that the kernel zeroes
+//!   in children (`MADV_WIPEONFORK`). A handle attaches again then
+//!   ([`Segment::ensure`](crate::segment::Segment::ensure)); what was *held* at the fork (guards, leases) belongs to the
+//!   parent: it carries a [`ForkStamp`] and returns [`Forked`] or panics with that word.
 //!
 //! Raw `clone` and `_Fork` skip the handlers, and a `vfork` child keeps a copy of the descriptor table until it
 //! executes: there the lock may outlive its owner until that child has executed or ended. A child that is forked while
@@ -24,7 +26,9 @@ pub use model::ForkStamp;
 #[cfg(not(loom))]
 pub use process::ForkStamp;
 #[cfg(not(loom))]
-pub(crate) use process::window;
+pub(crate) use process::{RenewableStamp, attachments, known_attachments, step_attachments};
+#[cfg(not(loom))]
+pub use process::{Window, window};
 
 /// The process was forked after it had attached: the attachment stayed with the parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -17,10 +17,12 @@ const FROZEN: SealFlags = SealFlags::WRITE.union(SealFlags::SHRINK).union(SealFl
 /// `is_out_of_memory`, or the system's error.
 pub fn sealed_memfd(bytes: &[u8]) -> Result<OwnedFd, SegmentError> {
     let len = bytes.len() as u64;
-    // Memory files cannot be empty and sealed against growth by `create_file`; one byte of slack is not read.
-    let file = File::from(crate::mapping::create_file("frozen", len.max(1), len)?);
-    (&file).write_all(bytes).map_err(SegmentError::system("writing a frozen file"))?;
-    rustix::fs::fcntl_add_seals(&file, FROZEN)
+    crate::mapping::check_available(len)?;
+    // Memory files cannot be empty and sealed against growth by `create_file`; one byte of slack is not read. Writing
+    // puts memory behind it: committing it before would clear every page only to overwrite it.
+    let file = File::from(crate::mapping::create_file("frozen", len.max(1), 0)?);
+    (&file).write_all(bytes).map_err(|source| crate::mapping::out_of_memory(len, source))?;
+    rustix::fs::fcntl_add_seals(&file, FROZEN | SealFlags::SEAL)
         .map_err(|e| SegmentError::system("sealing a frozen file")(e.into()))?;
     Ok(file.into())
 }

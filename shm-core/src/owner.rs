@@ -58,6 +58,7 @@ impl Owner {
     }
 
     /// The participant index; 0 for memory that is not shared.
+    #[allow(clippy::cast_possible_truncation, reason = "10 bits are left")]
     pub const fn index(self) -> u16 {
         (self.0.get() >> GENERATION_BITS) as u16
     }
@@ -68,6 +69,7 @@ impl Owner {
     }
 
     /// The token of a participant index and its generation.
+    #[allow(clippy::cast_possible_truncation, reason = "the remainder has 20 bits")]
     pub(crate) const fn new(index: u16, generation: u64) -> Self {
         // 1 to 2^20 - 1 in a circle: never zero.
         let generation = (generation % GENERATION_MASK as u64) as u32 + 1;

@@ -4,6 +4,7 @@
 //! word 0          hint: probing starts behind this index
 //! word 1          the highest index ever taken
 //! word 8 + index  entry of the index, 1..=1023: generation << 1 | attached
+//! then            one u32 per index: the process id of its last holder, for people
 //! ```
 //!
 //! The lock on byte `index` of the file says whether a *living* process holds the index (see
@@ -16,8 +17,9 @@
 //! `Registry::at` is given `REGISTRY_LEN` mapped, 8-aligned bytes; they are only accessed as atomics.
 
 use crate::error::{Kind, SegmentError};
+use crate::owner::Owner;
 use crate::segment::MAX_PARTICIPANTS;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::files::{self, Lock};
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
@@ -25,7 +27,9 @@ use std::ptr::NonNull;
 /// The word of entry 0, which is not used: the first cache line holds the hint and the highest index.
 const FIRST_ENTRY: usize = 8;
 /// The registry's length in bytes: whole pages.
-pub(crate) const REGISTRY_LEN: usize = 12288;
+pub(crate) const REGISTRY_LEN: usize = 16384;
+/// Where the process ids begin.
+const PIDS_OFFSET: usize = (FIRST_ENTRY + MAX_PARTICIPANTS as usize + 1) * 8;
 
 const ATTACHED: u64 = 1;
 const GENERATION: u64 = 2;
@@ -34,6 +38,7 @@ const GENERATION: u64 = 2;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Registry<'m> {
     words: &'m [AtomicU64],
+    pids: &'m [AtomicU32],
 }
 
 impl<'m> Registry<'m> {
@@ -42,23 +47,28 @@ impl<'m> Registry<'m> {
     /// `base` points to `REGISTRY_LEN` bytes, 8-aligned, mapped for `'m` and accessed as atomics only.
     pub(crate) unsafe fn at(base: NonNull<u8>) -> Self {
         let len = FIRST_ENTRY + usize::from(MAX_PARTICIPANTS) + 1;
-        const { assert!((FIRST_ENTRY + MAX_PARTICIPANTS as usize + 1) * 8 <= REGISTRY_LEN) };
+        let indices = usize::from(MAX_PARTICIPANTS) + 1;
+        const { assert!(PIDS_OFFSET + (MAX_PARTICIPANTS as usize + 1) * 4 <= REGISTRY_LEN) };
         // SAFETY: inside the bytes that the caller vouches for; atomics may be shared with other processes.
         let words = unsafe { std::slice::from_raw_parts(base.cast::<AtomicU64>().as_ptr(), len) };
-        Self { words }
+        // SAFETY: as above; 4-aligned because the words before it are.
+        let pids = unsafe {
+            std::slice::from_raw_parts(base.add(PIDS_OFFSET).cast::<AtomicU32>().as_ptr(), indices)
+        };
+        Self { words, pids }
     }
 
     fn entry(&self, index: u16) -> &'m AtomicU64 {
         &self.words[FIRST_ENTRY + usize::from(index.min(MAX_PARTICIPANTS))]
     }
 
-    /// Takes a free index by locking its byte through `own`. An index whose last holder died is swept first, and
+    /// Takes a free index and the token that goes with it, by locking its byte through `own`. An index whose last holder died is swept first, and
     /// not taken over in this state: the claimer holds its lock, so it has the exclusive right.
     pub(crate) fn claim(
         &self,
         own: BorrowedFd<'_>,
         sweep: impl Fn(u16) -> bool,
-    ) -> Result<u16, SegmentError> {
+    ) -> Result<Owner, SegmentError> {
         // Relaxed: a hint from shared memory, brought into range.
         let hint =
             u16::try_from(self.words[0].load(Ordering::Relaxed) % u64::from(MAX_PARTICIPANTS)).unwrap_or(0);
@@ -79,10 +89,12 @@ impl<'m> Registry<'m> {
             self.words[1].fetch_max(index.into(), Ordering::Relaxed);
             let entry = self.entry(index);
             let next = (entry.load(Ordering::Acquire) & !ATTACHED).wrapping_add(GENERATION) | ATTACHED;
+            // Relaxed: information only.
+            self.pids[usize::from(index)].store(std::process::id(), Ordering::Relaxed);
             entry.store(next, Ordering::Release);
             crate::crash_point!("segment.attach.entered");
             self.words[0].store(index.into(), Ordering::Relaxed);
-            return Ok(index);
+            return Ok(Owner::new(index, next / GENERATION));
         }
         Err(Kind::TooManyParticipants { limit: MAX_PARTICIPANTS }.into())
     }
@@ -97,6 +109,11 @@ impl<'m> Registry<'m> {
 
     pub(crate) fn generation(&self, index: u16) -> u64 {
         self.entry(index).load(Ordering::Acquire) / GENERATION
+    }
+
+    /// The process id that the last holder of the index has in its own namespace.
+    pub(crate) fn process_id(&self, index: u16) -> u32 {
+        self.pids[usize::from(index.min(MAX_PARTICIPANTS))].load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_attached(&self, index: u16) -> bool {

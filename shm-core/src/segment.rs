@@ -5,7 +5,7 @@
 //! ```text
 //! 0      header     magic (stored last), version, kind, layout hash, sizes, random id, free-index hint
 //! 4096   registry   one u64 per participant index: generation << 1 | attached        (see `registry`)
-//! 16384  body       the user's: zeroed, page-aligned
+//! 20480  body       the user's: zeroed, page-aligned
 //! ```
 //!
 //! # The death oracle
@@ -36,19 +36,29 @@
 use crate::error::SegmentError;
 use crate::fork::Forked;
 use crate::mapping::{self, PAGE, SharedMapping};
+use crate::owner::Owner;
 use crate::registry::{REGISTRY_LEN, Registry};
+use crate::sync::{AtomicU32, Ordering};
 use crate::sys::files::{self, Lock};
 use parking_lot::Mutex;
-use std::collections::HashMap;
 use std::fmt;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+
+mod attached;
+mod inherit;
+
+pub(crate) use attached::neighbourhood;
+pub(crate) use inherit::Leaving;
 
 /// The highest participant index; so many processes can be attached at once.
 pub const MAX_PARTICIPANTS: u16 = 1023;
-/// In-flight lanes of a segment; see [`Segment::token`].
-pub const LANES: u8 = 4;
+/// Lanes whose handles a fork passes on; see [`Segment::hold`].
+pub const LANES: u32 = 4;
+/// In-flight lanes of a segment, those included; see [`Segment::token`].
+pub const MAX_LANES: u32 = 1 << 20;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"shmsegm\x01");
 const VERSION: u32 = 1;
@@ -70,6 +80,10 @@ pub struct Spec {
     /// index stays taken then. Runs under the exclusive right to do so, possibly again after a sweeper died in the
     /// middle: every step must be idempotent. `fork` waits for it, so it must neither create, attach, sweep nor fork.
     pub sweep: fn(&Segment, dead: u16) -> bool,
+    /// Counts what this process has of the segment, in a forked child that has just attached again (see
+    /// [`Segment::ensure`]): its participant index owns nothing yet, and the handles that it inherited are in flight until
+    /// this returns. `fork` waits for it, as for `sweep`.
+    pub arrived: fn(&Segment),
 }
 
 /// The fixed part of the header, as bytes in the file.
@@ -95,15 +109,15 @@ struct Header {
 ///
 /// # Across processes
 ///
-/// Passed on by descriptor ([`Segment::descriptor`], [`Segment::token`]); not usable in a forked child, which
-/// gets [`Forked`].
+/// Passed on by descriptor ([`Segment::descriptor`], [`Segment::token`]). In a forked child it is not there until
+/// [`Segment::ensure`] has attached again.
 ///
 /// # Examples
 ///
 /// ```
 /// use shm_core::segment::{Segment, Spec};
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let spec = Spec { kind: 7, layout_hash: 1, body_len: 4096, sweep: |_, _| true };
+/// let spec = Spec { kind: 7, layout_hash: 1, body_len: 4096, sweep: |_, _| true, arrived: |_| () };
 /// let segment = Segment::create(&spec, |_body| {})?;
 /// let same = Segment::attach(segment.descriptor(), &spec)?;
 /// assert_eq!(segment.participant(), same.participant());   // one process, one participant
@@ -112,14 +126,18 @@ struct Header {
 /// ```
 pub struct Segment {
     mapping: SharedMapping,
-    participant: u16,
+    /// [`Owner::bits`] of this process; 0 until it has an index.
+    owner: AtomicU32,
     key: Key,
     body_len: usize,
     sweep: fn(&Segment, u16) -> bool,
+    arrived: fn(&Segment),
     kind: u32,
     layout_hash: u64,
-    /// Serialises this process's sweeps of the segment.
-    sweeping: Mutex<()>,
+    /// Handles of this process by lane. In private memory, so that a child starts with a copy.
+    holds: [AtomicU32; LANES as usize],
+    /// While forking, and in a child that has not attached again. Locked inside the fork window only.
+    inherited: Mutex<Option<inherit::Inherited>>,
 }
 
 /// What makes two descriptors name the same segment.
@@ -130,9 +148,6 @@ struct Key {
     id: [u64; 2],
 }
 
-/// This process's attachments. Locked inside the fork window only, so that no child inherits it locked.
-static ATTACHED: Mutex<Option<HashMap<Key, Weak<Segment>>>> = Mutex::new(None);
-
 impl Segment {
     /// Creates a segment and attaches to it. `init` runs on the zeroed body before anybody else can see it.
     ///
@@ -140,6 +155,20 @@ impl Segment {
     ///
     /// `is_too_large`, `is_out_of_memory`, or the system's error.
     pub fn create(spec: &Spec, init: impl FnOnce(NonNull<u8>)) -> Result<Arc<Self>, SegmentError> {
+        Self::create_sparse(spec, spec.body_len, init)
+    }
+
+    /// As [`Segment::create`], with memory behind the first `committed` bytes of the body only. The others need
+    /// [`Segment::commit`] or [`Segment::prefault`] before their first use.
+    ///
+    /// # Errors
+    ///
+    /// As [`Segment::create`].
+    pub fn create_sparse(
+        spec: &Spec,
+        committed: usize,
+        init: impl FnOnce(NonNull<u8>),
+    ) -> Result<Arc<Self>, SegmentError> {
         crate::sync::register_asymmetric_fence();
         if spec.body_len == 0 {
             return Err(SegmentError::foreign("the length of a new body", 0, 1));
@@ -147,7 +176,8 @@ impl Segment {
         let body_len = spec.body_len as u64;
         let file_len = body_len.checked_next_multiple_of(PAGE).and_then(|len| len.checked_add(BODY_OFFSET));
         let file_len = file_len.unwrap_or(u64::MAX);
-        let descriptor = mapping::create_file("segment", file_len, file_len)?;
+        let committed = BODY_OFFSET.saturating_add(committed as u64);
+        let descriptor = mapping::create_file("segment", file_len, committed)?;
         let mut id = [0_u64; 2];
         rustix::rand::getrandom(bytemuck::bytes_of_mut(&mut id), rustix::rand::GetRandomFlags::empty())
             .map_err(|e| SegmentError::system("drawing a segment's id")(e.into()))?;
@@ -192,7 +222,8 @@ impl Segment {
             return Err(SegmentError::foreign("its body's length", header.body_len, spec.body_len as u64));
         }
         let key = Key::of(descriptor, header.id)?;
-        if let Some(attached) = key.lookup() {
+        // In a child whose fork skipped the handlers, the inherited attachment cannot be used: it gets another.
+        if let Some(attached) = attached::lookup(&key).filter(|attached| attached.ensure().is_ok()) {
             // What it was validated against, not what the header says by now.
             expect("its kind", attached.kind.into(), spec.kind.into())?;
             expect("its layout", attached.layout_hash, spec.layout_hash)?;
@@ -221,17 +252,21 @@ impl Segment {
         // Map first to reach the hint and the entries: the lock is pinned as soon as it is taken through `own`.
         let map = SharedMapping::map(own.as_fd(), header.file_len)?;
         let mapping = SharedMapping::from_parts(map, descriptor);
-        let mut segment = Self {
+        let segment = Self {
             mapping,
-            participant: 0,
+            owner: AtomicU32::new(0),
             key,
             body_len,
             sweep: spec.sweep,
+            arrived: spec.arrived,
             kind: header.kind,
             layout_hash: header.layout_hash,
-            sweeping: Mutex::new(()),
+            holds: Default::default(),
+            inherited: Mutex::new(None),
         };
-        segment.participant = segment.registry().claim(own.as_fd(), |dead| (spec.sweep)(&segment, dead))?;
+        let owner = segment.registry().claim(own.as_fd(), |dead| (spec.sweep)(&segment, dead))?;
+        // Relaxed: nobody else sees the segment yet.
+        segment.owner.store(owner.bits(), Ordering::Relaxed);
         drop(own);
         drop(window);
         Ok(segment)
@@ -240,20 +275,17 @@ impl Segment {
     /// Makes the attachment the one of this process, unless another thread was first: then that one is returned, and
     /// this one detaches.
     fn publish(self) -> Arc<Self> {
-        let ours = Arc::new(self);
-        let _window = crate::fork::window();
-        let mut attached = ATTACHED.lock();
-        let table = attached.get_or_insert_default();
-        table.retain(|_, other| other.strong_count() > 0);
-        let first = table.get(&ours.key).and_then(Weak::upgrade).filter(|other| {
-            let same = (other.kind, other.layout_hash) == (ours.kind, ours.layout_hash);
-            same && other.body_len == ours.body_len && other.check().is_ok()
-        });
-        if let Some(first) = first {
-            return first;
-        }
-        table.insert(ours.key, Arc::downgrade(&ours));
-        ours
+        let (kind, layout_hash, body_len) = (self.kind, self.layout_hash, self.body_len);
+        attached::publish(self, |other| {
+            let same = (other.kind, other.layout_hash, other.body_len) == (kind, layout_hash, body_len);
+            same && other.check().is_ok()
+        })
+    }
+
+    /// Where the segment is mapped.
+    fn addresses(&self) -> Range<usize> {
+        let start = self.mapping.base().addr().get();
+        start..start + self.mapping.len()
     }
 
     /// The first byte of the body. Other processes may change what is behind it at any time.
@@ -271,7 +303,29 @@ impl Segment {
     /// The index of this process, 1 to [`MAX_PARTICIPANTS`].
     #[inline]
     pub fn participant(&self) -> u16 {
-        self.participant
+        Owner::from_bits(self.owner.load(Ordering::Relaxed)).map_or(0, Owner::index)
+    }
+
+    /// The token of this process, as locks write it. Changes only in a forked child that attaches again.
+    #[inline]
+    pub fn owner(&self) -> Owner {
+        Owner::from_bits(self.owner.load(Ordering::Relaxed)).expect("an attached segment has an index")
+    }
+
+    /// Whether the process that holds this token is dead. Exact, a system call, never blocks; as
+    /// [`Segment::is_dead`], and `true` also if the index went to somebody else since.
+    pub fn is_owner_dead(&self, owner: Owner) -> bool {
+        let (index, mine) = (owner.index(), self.owner());
+        if index == 0 || owner == mine {
+            return false;
+        }
+        // The generation first: a process takes its lock before it steps the generation.
+        Owner::new(index, self.generation(index)) != owner || self.is_dead(index)
+    }
+
+    /// The process id of the holder of the index, as it knows itself: for people, and wrong across PID namespaces.
+    pub fn process_id(&self, participant: u16) -> Option<u32> {
+        Some(self.registry().process_id(participant)).filter(|&id| id != 0)
     }
 
     /// Whether no living process holds the index. Exact: a process that is slow or stopped is alive. A system
@@ -281,7 +335,7 @@ impl Segment {
     /// memory first, then ask.
     pub fn is_dead(&self, participant: u16) -> bool {
         // An error (descriptor table in flux, exotic file system) must never declare the living dead.
-        participant != self.participant
+        participant != self.participant()
             && (1..=MAX_PARTICIPANTS).contains(&participant)
             && files::is_locked(self.mapping.descriptor(), participant.into()).is_ok_and(|locked| !locked)
     }
@@ -304,7 +358,7 @@ impl Segment {
 
     /// Cleans up after every participant that died, and frees its index. Returns how many it swept.
     ///
-    /// Makes a system call per attached participant. Blocks only for another sweep by this process. A dead
+    /// Makes a system call per attached participant. Blocks only for other attaches and sweeps of this process. A dead
     /// process's lock falls some time after its pidfd or socket shows the death (0.2 ms for a small process,
     /// 27 ms per GiB): a supervisor sweeps again until it counts what it expects.
     ///
@@ -315,7 +369,8 @@ impl Segment {
         if self.check().is_err() {
             return 0;
         }
-        let _one = self.sweeping.lock();
+        // One at a time in this process; and no child inherits a sweep in the middle.
+        let _window = crate::fork::window();
         let registry = self.registry();
         (1..=registry.highest())
             .filter(|&index| registry.is_attached(index) && self.is_dead(index) && self.sweep_one(index))
@@ -324,7 +379,6 @@ impl Segment {
 
     /// Sweeps one index if its lock can be had: proof of death and exclusive right in one.
     fn sweep_one(&self, index: u16) -> bool {
-        let _window = crate::fork::window();
         let Ok(own) = files::reopen(self.mapping.descriptor()) else {
             return false;
         };
@@ -343,11 +397,32 @@ impl Segment {
         clean
     }
 
+    /// Puts memory behind a range of the body, so that touching it later cannot fail.
+    ///
+    /// # Errors
+    ///
+    /// `is_out_of_memory`, `is_too_large` if the range is not inside the body, `is_forked`.
+    pub fn commit(&self, offset: usize, len: usize) -> Result<(), SegmentError> {
+        self.check()?;
+        self.mapping.commit((BODY_START as u64).saturating_add(offset as u64), len as u64)
+    }
+
+    /// Puts memory behind a range of the body and maps it into this process, so that touching it costs no page fault;
+    /// see [`SharedMapping::prefault`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Segment::commit`].
+    pub fn prefault(&self, offset: usize, len: usize) -> Result<(), SegmentError> {
+        self.check()?;
+        self.mapping.prefault((BODY_START as u64).saturating_add(offset as u64), len as u64)
+    }
+
     /// Whether the segment can be used in this process.
     ///
     /// # Errors
     ///
-    /// [`Forked`] in a child that was forked after the attach.
+    /// [`Forked`] in a child that was forked after the attach, until [`Segment::ensure`].
     #[inline(always)]
     pub fn check(&self) -> Result<(), Forked> {
         self.mapping.check()
@@ -368,13 +443,13 @@ impl Segment {
     ///
     /// # Panics
     ///
-    /// If `lane` is not below [`LANES`].
+    /// If `lane` is not below [`MAX_LANES`].
     ///
     /// # If the peer dies
     ///
     /// With the last process or buffer that held the token it is gone, so nothing stays in flight.
-    pub fn token(&self, lane: u8) -> Result<OwnedFd, SegmentError> {
-        assert!(lane < LANES, "lane {lane} of {LANES}");
+    pub fn token(&self, lane: u32) -> Result<OwnedFd, SegmentError> {
+        assert!(lane < MAX_LANES, "lane {lane} of {MAX_LANES}");
         self.check()?;
         let own = files::reopen(self.descriptor())
             .map_err(SegmentError::system("opening a segment through /proc"))?;
@@ -388,8 +463,32 @@ impl Segment {
     }
 
     /// Whether a token of the lane exists anywhere. A system call; `true` if the system cannot tell.
-    pub fn in_flight(&self, lane: u8) -> bool {
+    pub fn in_flight(&self, lane: u32) -> bool {
         files::is_locked(self.descriptor(), TOKEN_BYTE + u64::from(lane)).unwrap_or(true)
+    }
+
+    /// Counts a handle of this process in a lane, so that a child of this process inherits it.
+    ///
+    /// A child that is forked while the count is not zero keeps the lane [in flight](Segment::in_flight) until it has
+    /// attached again and [counted](Spec::arrived) what it inherited. The counts are private to the process.
+    ///
+    /// # Panics
+    ///
+    /// If `lane` is not below [`LANES`]; in the other two likewise.
+    pub fn hold(&self, lane: u32) {
+        // Relaxed: a count; a fork orders everything.
+        self.holds[lane as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes one back.
+    pub fn unhold(&self, lane: u32) {
+        let before = self.holds[lane as usize].fetch_sub(1, Ordering::Relaxed);
+        debug_assert!(before > 0, "let go of more handles than there were");
+    }
+
+    /// How many handles of this process are counted in a lane.
+    pub fn held(&self, lane: u32) -> u32 {
+        self.holds[lane as usize].load(Ordering::Relaxed)
     }
 
     fn registry(&self) -> Registry<'_> {
@@ -400,9 +499,11 @@ impl Segment {
 
 impl Drop for Segment {
     fn drop(&mut self) {
-        if self.participant != 0 && self.check().is_ok() {
+        attached::retire(self);
+        let participant = self.participant();
+        if participant != 0 && self.check().is_ok() {
             // A clean detach owns nothing, so the index needs no sweep. The lock falls with the mapping.
-            self.registry().free(self.participant);
+            self.registry().free(participant);
             crate::crash_point!("segment.detach.freed");
         }
     }
@@ -412,7 +513,7 @@ impl fmt::Debug for Segment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Segment")
             .field("id", &format_args!("{:016x}{:016x}", self.key.id[0], self.key.id[1]))
-            .field("participant", &self.participant)
+            .field("participant", &self.participant())
             .field("body_len", &self.body_len)
             .finish_non_exhaustive()
     }
@@ -423,12 +524,6 @@ impl Key {
         let stat = rustix::fs::fstat(descriptor)
             .map_err(|e| SegmentError::system("reading a segment's identity")(e.into()))?;
         Ok(Self { device: stat.st_dev, inode: stat.st_ino, id })
-    }
-
-    fn lookup(&self) -> Option<Arc<Segment>> {
-        let _window = crate::fork::window();
-        let attached = ATTACHED.lock();
-        attached.as_ref()?.get(self)?.upgrade().filter(|segment| segment.check().is_ok())
     }
 }
 

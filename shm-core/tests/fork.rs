@@ -7,7 +7,7 @@ use shm_core::segment::{Segment, Spec};
 use shm_core::sync::{AtomicBool, Ordering};
 use std::os::fd::AsFd;
 
-const SPEC: Spec = Spec { kind: 1, layout_hash: 1, body_len: 64, sweep: |_, _| true };
+const SPEC: Spec = Spec { kind: 1, layout_hash: 1, body_len: 64, sweep: |_, _| true, arrived: |_| () };
 const CHILDREN: usize = 60;
 
 /// Children that live on while the parent looks.

@@ -10,7 +10,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const SPEC: Spec = Spec { kind: 42, layout_hash: 7, body_len: 4096, sweep: count_sweep };
+const SPEC: Spec = Spec { kind: 42, layout_hash: 7, body_len: 4096, sweep: count_sweep, arrived: |_| () };
 const ROLE: &str = "SEGMENT_TEST_ROLE";
 
 /// The first word of the body counts sweeps.

@@ -116,6 +116,7 @@ impl Geometry {
                 let geometry = Geometry::in_body(segment);
                 geometry.map(|geometry| Rings::of(segment, geometry).recover(dead)).is_some()
             },
+            arrived: |_| (),
         }
     }
 

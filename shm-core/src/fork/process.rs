@@ -5,7 +5,8 @@
 //! The one invariant: the page behind `page` is mapped for ever, so a reference to it is `'static`.
 
 use super::Forked;
-use crate::sync::{AtomicU64, Ordering};
+use crate::segment::Leaving;
+use crate::sync::{AtomicPtr, AtomicU64, Ordering};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
 use std::cell::RefCell;
 use std::sync::OnceLock;
@@ -18,7 +19,7 @@ use std::sync::{Mutex, MutexGuard};
 /// The process in which something was attached; cheap to compare with the present one.
 #[derive(Clone, Copy, Debug)]
 pub struct ForkStamp {
-    page: &'static AtomicU64,
+    page: &'static Page,
     generation: u64,
 }
 
@@ -30,18 +31,7 @@ impl ForkStamp {
     /// On the first call of a process, if not even a page can be mapped or the kernel is older than 4.14.
     pub fn now() -> Self {
         let page = page();
-        let mut generation = page.load(Ordering::Relaxed);
-        if generation == 0 {
-            // A child: number it after its parent. Of several threads that do, the first decides.
-            let next = LAST.load(Ordering::Relaxed) + 1;
-            generation = match page.compare_exchange(0, next, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => next,
-                Err(first) => first,
-            };
-        }
-        // Before the stamp is out, so that a child of this process gets another number.
-        LAST.fetch_max(generation, Ordering::Relaxed);
-        Self { page, generation }
+        Self { page, generation: page.generation() }
     }
 
     /// Whether this is still the process of the stamp. One load; never blocks.
@@ -52,17 +42,104 @@ impl ForkStamp {
     #[inline(always)]
     pub fn check(&self) -> Result<(), Forked> {
         // Relaxed: only fork changes it, and a fork orders everything.
-        if self.page.load(Ordering::Relaxed) == self.generation { Ok(()) } else { Err(Forked) }
+        if self.page.generation.load(Ordering::Relaxed) == self.generation { Ok(()) } else { Err(Forked) }
     }
 }
 
+/// A stamp that can be renewed, for what attaches again in a forked child.
+#[derive(Debug)]
+pub(crate) struct RenewableStamp {
+    page: &'static Page,
+    generation: AtomicU64,
+}
+
+impl RenewableStamp {
+    pub(crate) fn now() -> Self {
+        let page = page();
+        Self { page, generation: AtomicU64::new(page.generation()) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn check(&self) -> Result<(), Forked> {
+        // SYNC attach-again: Acquire, so that a thread of the child that finds the stamp renewed sees the new attachment;
+        // pairs with `renew`. The page: as in `ForkStamp::check`.
+        let generation = self.generation.load(Ordering::Acquire);
+        if self.page.generation.load(Ordering::Relaxed) == generation { Ok(()) } else { Err(Forked) }
+    }
+
+    /// From here on this is the process of the stamp.
+    pub(crate) fn renew(&self) {
+        // SYNC attach-again: Release, pairs with `check`.
+        self.generation.store(self.page.generation(), Ordering::Release);
+    }
+}
+
+/// The page that the kernel zeroes in a newly forked child.
+#[derive(Debug)]
+#[repr(C)]
+struct Page {
+    /// 0 in a new child, otherwise the number of the process.
+    generation: AtomicU64,
+    /// 0 in a new child, otherwise stepped whenever this process attaches to memory or detaches.
+    attachments: AtomicU64,
+}
+
+/// Before the first stamp; never written.
+static BLANK: Page = Page { generation: AtomicU64::new(0), attachments: AtomicU64::new(0) };
+/// The page, once it is mapped.
+static PAGE: AtomicPtr<Page> = AtomicPtr::new((&raw const BLANK).cast_mut());
 /// The generation of the process that last took a stamp; copied into children.
 static LAST: AtomicU64 = AtomicU64::new(1);
+/// The attachment count that was last given out; copied into children.
+static LAST_ATTACHMENTS: AtomicU64 = AtomicU64::new(1);
 
-/// A word that reads 0 in a newly forked child, and otherwise the generation of the process.
-fn page() -> &'static AtomicU64 {
-    static PAGE: OnceLock<usize> = OnceLock::new();
-    let address = *PAGE.get_or_init(|| {
+impl Page {
+    /// The number of this process; a new child numbers itself.
+    fn generation(&self) -> u64 {
+        let mut generation = self.generation.load(Ordering::Relaxed);
+        if generation == 0 {
+            // A child: number it after its parent. Of several threads that do, the first decides.
+            let next = LAST.load(Ordering::Relaxed) + 1;
+            generation = match self.generation.compare_exchange(0, next, Ordering::Relaxed, Ordering::Relaxed)
+            {
+                Ok(_) => next,
+                Err(first) => first,
+            };
+        }
+        // Before the stamp is out, so that a child of this process gets another number.
+        LAST.fetch_max(generation, Ordering::Relaxed);
+        generation
+    }
+}
+
+/// A number that changes whenever this process attaches or detaches, and is 0 in a new child and before the first
+/// attachment: what was found out about addresses is valid while it stays. Two loads.
+#[inline(always)]
+pub(crate) fn attachments() -> u64 {
+    // SAFETY: `BLANK` or a page that is mapped for ever. Relaxed: whoever learns of an attachment learns of the number,
+    // which was stepped before.
+    unsafe { &*PAGE.load(Ordering::Acquire) }.attachments.load(Ordering::Relaxed)
+}
+
+/// As [`attachments`], but never 0: gives a new child a number of its own first.
+pub(crate) fn known_attachments() -> u64 {
+    if attachments() == 0 {
+        let _window = window();
+        step_attachments();
+    }
+    attachments()
+}
+
+/// Steps [`attachments`]. The caller holds the window.
+pub(crate) fn step_attachments() {
+    let next = LAST_ATTACHMENTS.fetch_add(1, Ordering::Relaxed) + 1;
+    page().attachments.store(next, Ordering::Relaxed);
+}
+
+/// The page, mapped at the first call.
+fn page() -> &'static Page {
+    static MAPPED: OnceLock<usize> = OnceLock::new();
+    let address = *MAPPED.get_or_init(|| {
         let (flags, rights) = (MapFlags::PRIVATE, ProtFlags::READ | ProtFlags::WRITE);
         // SAFETY: a new anonymous mapping, at an address of the kernel's choice; never unmapped.
         let base = unsafe { mmap_anonymous(std::ptr::null_mut(), 4096, rights, flags) };
@@ -70,43 +147,108 @@ fn page() -> &'static AtomicU64 {
         // SAFETY: the page mapped above.
         unsafe { madvise(base, 4096, Advice::LinuxWipeOnFork) }
             .expect("Linux 4.14 and later wipe pages on fork");
-        let address = base.expose_provenance();
-        // SAFETY: freshly mapped, page-aligned, never unmapped.
-        unsafe { &*std::ptr::with_exposed_provenance::<AtomicU64>(address) }.store(1, Ordering::Relaxed);
-        address
+        // SAFETY: freshly mapped and zero, page-aligned, never unmapped.
+        unsafe { &*base.cast::<Page>() }.generation.store(1, Ordering::Relaxed);
+        PAGE.store(base.cast(), Ordering::Release);
+        base.expose_provenance()
     });
-    // SAFETY: mapped for ever, aligned, accessed as an atomic only.
-    unsafe { &*std::ptr::with_exposed_provenance::<AtomicU64>(address) }
+    // SAFETY: mapped for ever, aligned, accessed as atomics only.
+    unsafe { &*std::ptr::with_exposed_provenance::<Page>(address) }
 }
 
 #[allow(clippy::disallowed_types, reason = "see the import")]
 static WINDOW: Mutex<()> = Mutex::new(());
 
-thread_local! {
-    /// The window, held by the forking thread over the fork.
+/// What a thread holds of the window.
+#[derive(Default)]
+struct Held {
+    depth: usize,
     #[allow(clippy::disallowed_types, reason = "see the import")]
-    static HELD: RefCell<Option<MutexGuard<'static, ()>>> = const { RefCell::new(None) };
+    guard: Option<MutexGuard<'static, ()>>,
+    /// What the fork that this thread is executing does to the attachments.
+    leaving: Option<Leaving>,
 }
 
-/// Takes the lock that keeps `fork` away until the guard is dropped. Hold it for system calls only.
-#[allow(clippy::disallowed_types, reason = "see the import")]
-pub(crate) fn window() -> MutexGuard<'static, ()> {
+thread_local! {
+    static HELD: RefCell<Held> = const { RefCell::new(Held { depth: 0, guard: None, leaving: None }) };
+}
+
+/// Keeps `fork` away until it is dropped; see [`window`].
+#[derive(Debug)]
+#[must_use = "a fork may come as soon as it is dropped"]
+pub struct Window(std::marker::PhantomData<*mut ()>);
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        leave_window();
+    }
+}
+
+/// Waits until no thread of this process is in such a moment, and keeps `fork` away until the guard is dropped. A thread
+/// that holds it may enter again.
+///
+/// For what a forked child must find whole: tables of this process that are locked only inside of it are never
+/// inherited locked. Hold it for system calls at most. Blocks for other holders and for a fork in progress.
+pub fn window() -> Window {
     static REGISTERED: OnceLock<()> = OnceLock::new();
     REGISTERED.get_or_init(|| {
-        // SAFETY: the handlers are functions of this image, which is never unloaded while it runs; they only
-        // lock and unlock a futex mutex, which is allowed on both sides of a fork.
-        let result = unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(after_fork)) };
+        // SAFETY: the handlers are functions of this image, which is never unloaded while it runs. In the child they
+        // make system calls and unlock a futex mutex.
+        let result = unsafe { libc::pthread_atfork(Some(before_fork), Some(in_parent), Some(in_child)) };
         assert_eq!(result, 0, "pthread_atfork fails only without memory");
     });
-    WINDOW.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    enter_window();
+    Window(std::marker::PhantomData)
+}
+
+fn enter_window() {
+    // A thread that is being torn down goes without the protection rather than not at all.
+    let outer = HELD.try_with(|held| {
+        let mut held = held.borrow_mut();
+        held.depth += 1;
+        held.depth == 1
+    });
+    if outer == Ok(true) {
+        let guard = WINDOW.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _ = HELD.try_with(|held| held.borrow_mut().guard = Some(guard));
+    }
+}
+
+fn leave_window() {
+    let guard = HELD.try_with(|held| {
+        let mut held = held.borrow_mut();
+        held.depth = held.depth.saturating_sub(1);
+        if held.depth == 0 { held.guard.take() } else { None }
+    });
+    // Unlocked after the borrow.
+    drop(guard);
 }
 
 extern "C" fn before_fork() {
-    let guard = WINDOW.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    // A thread that is being torn down forks without the protection rather than not at all.
-    let _ = HELD.try_with(|held| *held.borrow_mut() = Some(guard));
+    enter_window();
+    // The window is left in the handlers behind the fork.
+    let window = std::mem::ManuallyDrop::new(Window(std::marker::PhantomData));
+    let _ = HELD.try_with(|held| {
+        let leaving = Leaving::prepare(&window);
+        held.borrow_mut().leaving = Some(leaving);
+    });
 }
 
-extern "C" fn after_fork() {
-    let _ = HELD.try_with(|held| held.borrow_mut().take());
+extern "C" fn in_parent() {
+    let leaving = HELD.try_with(|held| held.borrow_mut().leaving.take()).ok().flatten();
+    if let Some(leaving) = &leaving {
+        leaving.in_parent();
+    }
+    leave_window();
+    // Outside of the window: it may hold the last handle of a segment.
+    drop(leaving);
+}
+
+extern "C" fn in_child() {
+    let leaving = HELD.try_with(|held| held.borrow_mut().leaving.take()).ok().flatten();
+    if let Some(leaving) = &leaving {
+        leaving.in_child();
+    }
+    leave_window();
+    drop(leaving);
 }

@@ -1,0 +1,115 @@
+//! What a fork does to attachments.
+//!
+//! A mapping is not inherited, because the lock that proves its owner alive must not be. But handles are: a forked child
+//! has copies of every queue end and every shared value, and they work there too. In steps:
+//!
+//! 1. *prepare*, in the parent: for each segment and each lane with handles of this process a token (as for a handle that
+//!    is sent), which the child inherits. So nothing that the child has a handle of looks let go of, whatever the parent
+//!    does next;
+//! 2. in the parent: the tokens are closed;
+//! 3. in the child: the addresses of the mappings are reserved, nothing more. A child that executes another program, or
+//!    never uses a handle, pays one system call for each;
+//! 4. the first use of a handle in the child ([`Segment::ensure`]): attach with an index of its own, at the *same
+//!    address*; count the handles that it inherited (`Spec::arrived`); close the tokens.
+//!
+//! # If a process dies at each step
+//!
+//! The kernel keeps a token exactly as long as one of the two processes has it. A child that dies before 4 ends is
+//! attached and unlocked at worst, as any other (see [`crate::segment`]).
+//!
+//! # Forks that skip the handlers
+//!
+//! Raw `clone` and `_Fork`: there are no tokens and no reservation, so attaching again is refused with
+//! [`Forked`](crate::fork::Forked).
+
+use super::{LANES, Segment, attached};
+use crate::error::SegmentError;
+use crate::fork::{self, Forked, Window};
+use crate::sync::Ordering;
+use crate::sys::files;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+/// What keeps a child's handles from looking let go of until the child has attached.
+#[derive(Debug)]
+pub(super) struct Inherited {
+    _tokens: Vec<OwnedFd>,
+}
+
+/// The attachments of a process that is forking.
+pub(crate) struct Leaving(Vec<Arc<Segment>>);
+
+impl Leaving {
+    /// Step 1. The caller holds the window, until after step 2 or 3.
+    pub(crate) fn prepare(window: &Window) -> Self {
+        let mut segments = attached::all(window);
+        // A child that has not attached again hands on what it inherited itself, as it is.
+        segments.retain(|segment| segment.check().is_ok());
+        for segment in &segments {
+            let held = (0..LANES).filter(|&lane| segment.held(lane) > 0);
+            let tokens: Result<Vec<_>, _> = held.map(|lane| segment.token(lane)).collect();
+            // Without descriptors the child cannot be protected, and will be refused.
+            *segment.inherited.lock() = tokens.ok().map(|_tokens| Inherited { _tokens });
+        }
+        Self(segments)
+    }
+
+    /// Step 2.
+    pub(crate) fn in_parent(&self) {
+        for segment in &self.0 {
+            *segment.inherited.lock() = None;
+        }
+    }
+
+    /// Step 3.
+    pub(crate) fn in_child(&self) {
+        for segment in &self.0 {
+            segment.mapping.reserve();
+        }
+    }
+}
+
+impl Segment {
+    /// Makes sure that the segment can be used in this process: in a forked child it attaches again, with a participant
+    /// index of its own and at the same address.
+    ///
+    /// One load if there is nothing to do. References into the body that a child has from before the fork must not be
+    /// used before it was called.
+    ///
+    /// # Errors
+    ///
+    /// `is_forked` if the fork skipped the handlers of `pthread_atfork`, or the parent was out of descriptors then;
+    /// otherwise as [`Segment::attach`].
+    #[inline(always)]
+    pub fn ensure(&self) -> Result<(), SegmentError> {
+        if self.check().is_ok() { Ok(()) } else { self.attach_again() }
+    }
+
+    /// Step 4.
+    #[cold]
+    fn attach_again(&self) -> Result<(), SegmentError> {
+        let _window = fork::window();
+        if self.check().is_ok() {
+            // Another thread was first.
+            return Ok(());
+        }
+        let mut inherited = self.inherited.lock();
+        if inherited.is_none() {
+            return Err(Forked.into());
+        }
+        crate::sync::register_asymmetric_fence();
+        let own = files::reopen(self.descriptor())
+            .map_err(SegmentError::system("opening a segment through /proc"))?;
+        self.mapping.map_again(own.as_fd())?;
+        let owner = self.registry().claim(own.as_fd(), |dead| (self.sweep)(self, dead))?;
+        // Relaxed: `renew` below publishes it.
+        self.owner.store(owner.bits(), Ordering::Relaxed);
+        crate::crash_point!("segment.inherit.attached");
+        (self.arrived)(self);
+        crate::crash_point!("segment.inherit.arrived");
+        *inherited = None;
+        self.mapping.renew();
+        fork::step_attachments();
+        Ok(())
+    }
+}

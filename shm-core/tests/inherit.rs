@@ -1,0 +1,247 @@
+//! Handles in a forked child: it attaches again, and nothing that it inherited looks let go of before.
+#![cfg(not(loom))]
+#![allow(unsafe_code, reason = "forks, and touches shared words")]
+
+use parking_lot::{Mutex, MutexGuard};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use shm_core::owner::Owner;
+use shm_core::segment::{Segment, Spec};
+use shm_core::sync::{AtomicU64, Ordering};
+use std::sync::Arc;
+
+/// Word 0 counts arrivals, word 1 is for the test.
+const SPEC: Spec = Spec { kind: 2, layout_hash: 1, body_len: 64, sweep: |_, _| true, arrived: count };
+const LANE: u32 = 1;
+
+fn count(segment: &Segment) {
+    word(segment, 0).fetch_add(u64::from(segment.held(LANE)), Ordering::SeqCst);
+}
+
+fn word(segment: &Segment, index: usize) -> &AtomicU64 {
+    assert!(index < 8);
+    // SAFETY: inside the body, aligned, atomics only; the caller has made sure that the segment is there.
+    unsafe { segment.body().cast::<AtomicU64>().add(index).as_ref() }
+}
+
+fn wait_for(word: &AtomicU64, value: u64) {
+    while word.load(Ordering::SeqCst) != value {
+        std::thread::yield_now();
+    }
+}
+
+/// A fork copies what other tests have open: one at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock()
+}
+
+/// A forked process that runs `body`; killed when dropped.
+struct Child(Pid);
+
+impl Child {
+    fn fork(body: impl FnOnce() -> bool) -> Self {
+        // SAFETY: the child runs on the thread that forked, and only `body`.
+        Self::of(unsafe { libc::fork() }, body)
+    }
+
+    /// A fork behind the back of the C library.
+    fn clone(body: impl FnOnce() -> bool) -> Self {
+        // SAFETY: as a fork: nothing is shared, no stack is given.
+        let id = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+        Self::of(i32::try_from(id).expect("a process id"), body)
+    }
+
+    fn of(id: i32, body: impl FnOnce() -> bool) -> Self {
+        if id == 0 {
+            let fine = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or(false);
+            // SAFETY: ends the child without running what belongs to its parent.
+            unsafe { libc::_exit(if fine { 0 } else { 1 }) };
+        }
+        Self(Pid::from_raw(id).expect("forked"))
+    }
+
+    #[track_caller]
+    fn succeeds(self) {
+        let status = waitpid(Some(self.0), WaitOptions::empty()).expect("collected").expect("a status").1;
+        std::mem::forget(self);
+        assert_eq!(status.exit_status(), Some(0), "what the child found is not as it should be: {status:?}");
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        let _ = kill_process(self.0, Signal::KILL);
+        let _ = waitpid(Some(self.0), WaitOptions::empty());
+    }
+}
+
+fn created() -> Arc<Segment> {
+    Segment::create(&SPEC, |_| {}).expect("created")
+}
+
+#[test]
+fn a_child_attaches_again_at_the_same_address_with_an_index_of_its_own() {
+    let _alone = alone();
+    let segment = created();
+    let (body, mine) = (segment.body(), segment.participant());
+    word(&segment, 1).store(7, Ordering::SeqCst);
+    Child::fork(|| {
+        assert!(segment.check().is_err());
+        segment.ensure().expect("attached again");
+        assert!(segment.check().is_ok() && segment.body() == body);
+        assert_ne!(segment.participant(), mine);
+        assert!(!segment.is_dead(mine));
+        word(&segment, 1).fetch_add(1, Ordering::SeqCst) == 7
+    })
+    .succeeds();
+    assert_eq!(word(&segment, 1).load(Ordering::SeqCst), 8);
+}
+
+#[test]
+fn a_second_look_for_the_segment_finds_the_inherited_attachment() {
+    let _alone = alone();
+    let segment = created();
+    Child::fork(|| {
+        let again = Segment::attach(segment.descriptor(), &SPEC).expect("attached");
+        Arc::ptr_eq(&again, &segment) && segment.check().is_ok()
+    })
+    .succeeds();
+}
+
+#[test]
+fn what_a_child_inherits_is_in_flight_until_it_was_counted() {
+    let _alone = alone();
+    let segment = created();
+    segment.hold(LANE);
+    segment.hold(LANE);
+    let child = Child::fork(|| {
+        segment.ensure().expect("attached again");
+        // Still alive, so that the parent sees the token go, and not the process.
+        wait_for(word(&segment, 1), 1);
+        true
+    });
+    segment.unhold(LANE);
+    segment.unhold(LANE);
+    wait_for(word(&segment, 0), 2);
+    while segment.in_flight(LANE) {
+        std::thread::yield_now();
+    }
+    word(&segment, 1).store(1, Ordering::SeqCst);
+    child.succeeds();
+}
+
+#[test]
+fn a_child_that_uses_nothing_keeps_what_it_inherited_in_flight_until_it_ends() {
+    let _alone = alone();
+    let segment = created();
+    segment.hold(LANE);
+    let child = Child::fork(|| {
+        loop {
+            // SAFETY: waits for a signal.
+            unsafe { libc::pause() };
+        }
+    });
+    segment.unhold(LANE);
+    assert!(segment.in_flight(LANE));
+    assert!(!segment.in_flight(LANE + 1), "nothing was held there");
+    drop(child);
+    assert!(!segment.in_flight(LANE));
+}
+
+#[test]
+fn a_child_that_lets_go_without_use_releases_it() {
+    let _alone = alone();
+    let segment = created();
+    segment.hold(LANE);
+    let same = Segment::attach(segment.descriptor(), &SPEC).expect("attached");
+    let done = rustix::pipe::pipe().expect("a pipe");
+    let child = Child::fork(|| {
+        // SAFETY: the child's copies of the two handles, each let go of once.
+        unsafe {
+            drop(std::ptr::read(&segment));
+            drop(std::ptr::read(&same));
+        }
+        rustix::io::write(&done.1, &[1]).expect("told");
+        loop {
+            // SAFETY: waits for a signal.
+            unsafe { libc::pause() };
+        }
+    });
+    segment.unhold(LANE);
+    rustix::io::read(&done.0, &mut [0_u8; 1]).expect("heard");
+    assert!(!segment.in_flight(LANE));
+    drop(child);
+}
+
+#[test]
+fn a_grandchild_inherits_from_a_child_that_used_nothing() {
+    let _alone = alone();
+    let segment = created();
+    segment.hold(LANE);
+    let child = Child::fork(|| {
+        let grandchild = Child::fork(|| {
+            segment.ensure().expect("attached again");
+            true
+        });
+        grandchild.succeeds();
+        segment.ensure().is_ok()
+    });
+    segment.unhold(LANE);
+    child.succeeds();
+    assert_eq!(word(&segment, 0).load(Ordering::SeqCst), 2, "each counted its one handle");
+    assert!(!segment.in_flight(LANE));
+}
+
+#[test]
+fn a_fork_that_skips_the_handlers_is_refused() {
+    let _alone = alone();
+    let segment = created();
+    Child::clone(|| {
+        let refused = segment.ensure().is_err_and(|error| error.is_forked());
+        // What it cannot inherit it can still attach to by itself.
+        let own = Segment::attach(segment.descriptor(), &SPEC).expect("attached");
+        refused && segment.check().is_err() && own.check().is_ok()
+    })
+    .succeeds();
+}
+
+#[test]
+fn a_token_is_found_by_address_and_dies_with_its_process() {
+    let _alone = alone();
+    let segment = created();
+    let mine = Owner::here(word(&segment, 1)).expect("attached");
+    assert_eq!(mine, segment.owner());
+    assert_eq!(mine.process_id(word(&segment, 1)), Some(std::process::id()));
+    assert!(!mine.is_dead(word(&segment, 1)));
+    let child = Child::fork(|| {
+        let place = segment.body().cast::<AtomicU64>().as_ptr();
+        let owner = Owner::here(place).expect("attached again");
+        word(&segment, 1).store(owner.bits().into(), Ordering::SeqCst);
+        !mine.is_dead(place) && owner != mine
+    });
+    child.succeeds();
+    let bits = u32::try_from(word(&segment, 1).load(Ordering::SeqCst)).expect("a token");
+    let theirs = Owner::from_bits(bits).expect("a token");
+    assert!(theirs.is_dead(word(&segment, 1)));
+    segment.sweep();
+    assert!(theirs.is_dead(word(&segment, 1)), "swept is dead too");
+}
+
+#[test]
+fn memory_outside_of_segments_has_a_local_token_and_ranges_are_forgotten_in_time() {
+    let _alone = alone();
+    let outside = AtomicU64::new(0);
+    assert_eq!(Owner::here(&outside).expect("local").index(), 0);
+    for _ in 0..20 {
+        let segments: Vec<_> = (0..6).map(|_| created()).collect();
+        for _ in 0..2 {
+            for segment in &segments {
+                assert_eq!(Owner::here(word(segment, 0)).expect("attached"), segment.owner());
+            }
+            assert_eq!(Owner::here(&outside).expect("local").index(), 0);
+        }
+        let freed = segments[0].body().cast::<AtomicU64>().as_ptr();
+        drop(segments);
+        assert_eq!(Owner::here(freed).expect("nobody's").index(), 0);
+    }
+}
