@@ -60,6 +60,15 @@ impl Child {
         Self(Pid::from_raw(id).expect("forked"))
     }
 
+    /// Waits for the end of a child that is to die by SIGKILL.
+    #[cfg(feature = "crash-points")]
+    #[track_caller]
+    fn dies(self) {
+        let status = waitpid(Some(self.0), WaitOptions::empty()).expect("collected").expect("a status").1;
+        std::mem::forget(self);
+        assert_eq!(status.terminating_signal(), Some(Signal::KILL.as_raw()), "{status:?}");
+    }
+
     #[track_caller]
     fn succeeds(self) {
         let status = waitpid(Some(self.0), WaitOptions::empty()).expect("collected").expect("a status").1;
@@ -243,5 +252,31 @@ fn memory_outside_of_segments_has_a_local_token_and_ranges_are_forgotten_in_time
         let freed = segments[0].body().cast::<AtomicU64>().as_ptr();
         drop(segments);
         assert_eq!(Owner::here(freed).expect("nobody's").index(), 0);
+    }
+}
+
+#[cfg(feature = "crash-points")]
+#[test]
+fn a_child_that_dies_while_it_attaches_again_leaves_nothing_but_an_index_to_sweep() {
+    let _alone = alone();
+    for (point, counted) in [
+        ("segment.attach.locked", 0),
+        ("segment.attach.entered", 0),
+        ("segment.inherit.attached", 0),
+        ("segment.inherit.arrived", 1),
+    ] {
+        let segment = created();
+        segment.hold(LANE);
+        Child::fork(|| {
+            shm_core::crash::arm(point, 1);
+            segment.ensure().is_ok()
+        })
+        .dies();
+        assert!(!segment.in_flight(LANE), "{point}");
+        assert_eq!(word(&segment, 0).load(Ordering::SeqCst), counted, "{point}");
+        assert!(segment.sweep() <= 1, "{point}");
+        assert_eq!(segment.sweep(), 0, "{point}");
+        // And nobody is in the way of the next one.
+        Child::fork(|| segment.ensure().is_ok()).succeeds();
     }
 }

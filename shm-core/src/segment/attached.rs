@@ -27,8 +27,7 @@ fn table(_window: &Window) -> MutexGuard<'static, Option<Attached>> {
 /// This process's attachment to a segment.
 pub(super) fn lookup(key: &Key) -> Option<Arc<Segment>> {
     let window = fork::window();
-    let found = table(&window).as_ref()?.by_key.get(key)?.upgrade();
-    found
+    table(&window).as_ref()?.by_key.get(key)?.upgrade()
 }
 
 /// Makes `ours` the attachment of this process, unless `is_same` finds another thread's to be as good: then that one is
