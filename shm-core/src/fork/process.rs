@@ -29,8 +29,13 @@ impl ForkStamp {
     /// # Panics
     ///
     /// On the first call of a process, if not even a page can be mapped or the kernel is older than 4.14.
+    #[inline]
     pub fn now() -> Self {
-        let page = page();
+        // SAFETY: `BLANK` or a page that is mapped for ever.
+        let mut page: &'static Page = unsafe { &*PAGE.load(Ordering::Acquire) };
+        if std::ptr::eq(page, &raw const BLANK) {
+            page = self::page();
+        }
         Self { page, generation: page.generation() }
     }
 
@@ -88,27 +93,30 @@ struct Page {
 static BLANK: Page = Page { generation: AtomicU64::new(0), attachments: AtomicU64::new(0) };
 /// The page, once it is mapped.
 static PAGE: AtomicPtr<Page> = AtomicPtr::new((&raw const BLANK).cast_mut());
-/// The generation of the process that last took a stamp; copied into children.
+/// The last number given out; copied into children.
 static LAST: AtomicU64 = AtomicU64::new(1);
 /// The attachment count that was last given out; copied into children.
 static LAST_ATTACHMENTS: AtomicU64 = AtomicU64::new(1);
 
 impl Page {
     /// The number of this process; a new child numbers itself.
+    #[inline(always)]
     fn generation(&self) -> u64 {
-        let mut generation = self.generation.load(Ordering::Relaxed);
-        if generation == 0 {
-            // A child: number it after its parent. Of several threads that do, the first decides.
-            let next = LAST.load(Ordering::Relaxed) + 1;
-            generation = match self.generation.compare_exchange(0, next, Ordering::Relaxed, Ordering::Relaxed)
-            {
-                Ok(_) => next,
-                Err(first) => first,
-            };
+        match self.generation.load(Ordering::Relaxed) {
+            0 => self.number(),
+            generation => generation,
         }
-        // Before the stamp is out, so that a child of this process gets another number.
-        LAST.fetch_max(generation, Ordering::Relaxed);
-        generation
+    }
+
+    #[cold]
+    fn number(&self) -> u64 {
+        // Given out before it is used, so that a child of this process gets another. Of several threads that number the
+        // process, the first decides.
+        let next = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+        match self.generation.compare_exchange(0, next, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => next,
+            Err(first) => first,
+        }
     }
 }
 
