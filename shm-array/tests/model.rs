@@ -3,10 +3,15 @@
 
 #[path = "../../ipc-queue/tests/model/explore.rs"]
 mod explore;
+#[path = "model/mutex.rs"]
+mod mutex;
 #[path = "model/read_counts.rs"]
 mod read_counts;
+#[path = "model/seats.rs"]
+mod seats;
 
-use explore::{assert_breaks, assert_sound, assert_wedges};
+use explore::{Outcome, assert_breaks, assert_sound, assert_wedges, explore};
+use mutex::Mutex;
 use read_counts::ReadCounts;
 
 mod read_counts_are {
@@ -40,5 +45,126 @@ mod read_counts_are {
     #[test]
     fn unsafe_with_a_timeout_for_an_oracle() {
         assert_breaks(&counts(Some(Control::Timeout)), "a writer is not alone");
+    }
+}
+
+mod mutex_is {
+    use super::*;
+    use mutex::{Control, Slices};
+
+    fn mutex(processes: usize, rounds: u8, crashes: u8, reissues: u8) -> Mutex {
+        Mutex {
+            processes,
+            rounds,
+            crashes,
+            reissues,
+            slices: Slices::AfterDeath,
+            impatient: false,
+            careless: false,
+            control: None,
+        }
+    }
+
+    fn careless(processes: usize, rounds: u8, crashes: u8, reissues: u8) -> Mutex {
+        Mutex { careless: true, ..mutex(processes, rounds, crashes, reissues) }
+    }
+
+    fn impatient(processes: usize, rounds: u8, crashes: u8) -> Mutex {
+        Mutex { impatient: true, ..mutex(processes, rounds, crashes, 0) }
+    }
+
+    /// The mutex with one rule broken, at bounds at which the right one is sound.
+    #[track_caller]
+    fn broken(control: Control, right: Mutex) -> Mutex {
+        let report = explore(&right);
+        assert!(matches!(report.outcome, Outcome::Sound), "the right one is not: {:?}", report.outcome);
+        Mutex { control: Some(control), ..right }
+    }
+
+    #[test]
+    fn sound_with_two_crashes_and_an_index_that_is_issued_again() {
+        assert_sound(&mutex(3, 3, 2, 1), 812_881);
+    }
+
+    #[test]
+    fn sound_if_sleepers_look_around_at_any_time() {
+        assert_sound(&Mutex { slices: Slices::Anytime, ..mutex(3, 2, 2, 1) }, 274_004);
+    }
+
+    #[test]
+    fn sound_with_panics_and_torn_data_that_is_left_alone() {
+        assert_sound(&careless(3, 2, 2, 0), 156_481);
+    }
+
+    #[test]
+    fn sound_with_waiters_that_give_up() {
+        assert_sound(&impatient(3, 3, 1), 121_096);
+    }
+
+    #[test]
+    fn sound_with_four_processes_of_which_one_dies() {
+        assert_sound(&mutex(4, 2, 1, 0), 2_155_097);
+    }
+
+    #[test]
+    fn stuck_without_a_take_over() {
+        assert_wedges(&broken(Control::NoTakeOver, mutex(2, 1, 1, 0)));
+    }
+
+    #[test]
+    fn stuck_if_the_owner_is_written_later() {
+        assert_wedges(&broken(Control::OwnerWrittenLater, mutex(2, 1, 1, 0)));
+    }
+
+    #[test]
+    fn stuck_without_slices_when_an_owner_dies() {
+        assert_wedges(&Mutex { slices: Slices::Never, ..mutex(2, 1, 1, 0) });
+    }
+
+    #[test]
+    fn stuck_if_the_oracle_ignores_generations() {
+        assert_wedges(&broken(Control::GenerationIgnored, mutex(2, 1, 1, 1)));
+    }
+
+    #[test]
+    fn unsafe_with_a_timeout_for_an_oracle() {
+        assert_breaks(&broken(Control::Timeout, mutex(2, 1, 0, 0)), "two are inside");
+    }
+
+    #[test]
+    fn unsafe_if_a_take_over_does_not_compare() {
+        let mutex = broken(Control::TakeOverStores, mutex(2, 1, 1, 0));
+        assert_breaks(&mutex, "the next one's error do not match");
+    }
+
+    #[test]
+    fn unsafe_if_a_take_over_is_silent() {
+        let mutex = broken(Control::TakeOverForgetsDeath, mutex(2, 1, 1, 0));
+        assert_breaks(&mutex, "the next one's error do not match");
+    }
+
+    #[test]
+    fn losing_wake_ups_if_a_take_over_drops_waiters() {
+        assert_wedges(&broken(Control::TakeOverDropsWaiters, mutex(3, 1, 1, 0)));
+    }
+
+    #[test]
+    fn losing_wake_ups_if_the_woken_drops_waiters() {
+        assert_wedges(&broken(Control::WokenDropsWaiters, mutex(3, 1, 0, 0)));
+    }
+
+    #[test]
+    fn losing_wake_ups_if_whoever_gives_up_keeps_one() {
+        assert_wedges(&broken(Control::GivesUpSilently, impatient(4, 1, 0)));
+    }
+
+    #[test]
+    fn losing_wake_ups_if_a_sleeper_does_not_compare() {
+        assert_wedges(&broken(Control::SleepDoesNotCompare, mutex(2, 1, 0, 0)));
+    }
+
+    #[test]
+    fn losing_wake_ups_if_retiring_wakes_only_one() {
+        assert_wedges(&broken(Control::RetireWakesOne, careless(4, 1, 1, 0)));
     }
 }
