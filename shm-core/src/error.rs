@@ -13,6 +13,11 @@ pub(crate) enum Kind {
     OutOfMemory { needed: u64, available: Option<u64>, source: Option<io::Error> },
     TooLarge { len: u64, limit: u64 },
     TooManyParticipants { limit: u16 },
+    Empty,
+    OutOfRange { offset: u64, len: u64, limit: u64 },
+    BadName { name: String, why: &'static str },
+    NameTaken { name: String },
+    NotFound { name: String },
     Foreign { what: &'static str, found: u64, expected: u64 },
     System { operation: &'static str, source: io::Error },
 }
@@ -34,6 +39,31 @@ impl SegmentError {
     /// The size asked for is beyond what a segment can have.
     pub fn is_too_large(&self) -> bool {
         matches!(*self.0, Kind::TooLarge { .. })
+    }
+
+    /// Shared memory of no bytes was asked for.
+    pub fn is_empty_size(&self) -> bool {
+        matches!(*self.0, Kind::Empty)
+    }
+
+    /// A range of bytes is not inside the memory.
+    pub fn is_out_of_range(&self) -> bool {
+        matches!(*self.0, Kind::OutOfRange { .. })
+    }
+
+    /// What was given is not a name: empty, too long, or with a slash or NUL in it.
+    pub fn is_bad_name(&self) -> bool {
+        matches!(*self.0, Kind::BadName { .. })
+    }
+
+    /// Another memory has the name.
+    pub fn is_name_taken(&self) -> bool {
+        matches!(*self.0, Kind::NameTaken { .. })
+    }
+
+    /// No memory has the name, or not this memory any more.
+    pub fn is_not_found(&self) -> bool {
+        matches!(*self.0, Kind::NotFound { .. })
     }
 
     /// Every participant index is held by a living process.
@@ -81,6 +111,13 @@ impl fmt::Display for SegmentError {
                 write!(f, "not enough memory for {needed} bytes")
             }
             Kind::TooLarge { len, limit } => write!(f, "{len} bytes are more than the limit of {limit}"),
+            Kind::Empty => f.write_str("shared memory has at least one byte, 0 were asked for"),
+            Kind::OutOfRange { offset, len, limit } => {
+                write!(f, "{len} bytes from byte {offset} on are not inside of {limit} bytes")
+            }
+            Kind::BadName { name, why } => write!(f, "{name:?} is not a name of shared memory: {why}"),
+            Kind::NameTaken { name } => write!(f, "shared memory named {name:?} exists already"),
+            Kind::NotFound { name } => write!(f, "there is no shared memory named {name:?}"),
             Kind::TooManyParticipants { limit } => {
                 write!(f, "all {limit} participants of the segment are living processes")
             }

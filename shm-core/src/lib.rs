@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`segment`] | shared memory with a header, participants, the death oracle, the sweep |
 //! | [`mapping`] | plain shared memory |
+//! | [`named`] | shared memory with a name, for unrelated processes and other languages |
 //! | [`frozen`] | bytes that nobody can change any more |
 //! | [`wait`], [`futex`] | blocking with one policy; the word that processes sleep on |
 //! | [`sync`] | the only source of atomics and cells; loom's under `--cfg loom` |
@@ -39,6 +40,8 @@ pub mod fork;
 pub mod frozen;
 #[cfg(not(loom))]
 pub mod mapping;
+#[cfg(not(loom))]
+pub mod named;
 pub mod owner;
 #[cfg(not(loom))]
 pub mod portable;

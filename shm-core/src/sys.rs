@@ -8,6 +8,8 @@ pub(crate) mod files;
 #[cfg(not(loom))]
 mod linux;
 #[cfg(not(loom))]
+pub(crate) mod names;
+#[cfg(not(loom))]
 pub(crate) use linux::*;
 
 #[cfg(loom)]

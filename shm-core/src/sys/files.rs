@@ -68,9 +68,12 @@ fn flock(kind: Lock, byte: u64) -> libc::flock {
 
 /// Takes an open-file-description lock on one byte; `false` if another description holds it.
 pub(crate) fn try_lock(fd: BorrowedFd<'_>, kind: Lock, byte: u64) -> io::Result<bool> {
-    let lock = flock(kind, byte);
+    set_lock(fd, &flock(kind, byte))
+}
+
+fn set_lock(fd: BorrowedFd<'_>, lock: &libc::flock) -> io::Result<bool> {
     // SAFETY: a valid descriptor and a live `flock` with `l_pid` 0, as the call demands.
-    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } == 0 {
+    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, std::ptr::from_ref(lock)) } == 0 {
         return Ok(true);
     }
     let error = io::Error::last_os_error();
@@ -78,6 +81,13 @@ pub(crate) fn try_lock(fd: BorrowedFd<'_>, kind: Lock, byte: u64) -> io::Result<
         Some(libc::EAGAIN | libc::EACCES) => Ok(false),
         _ => Err(error),
     }
+}
+
+/// Takes a write lock on the whole file, beyond its end too; `false` if another description holds any lock on any byte.
+pub(crate) fn try_lock_all(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut lock = flock(Lock::Write, 0);
+    lock.l_len = 0;
+    set_lock(fd, &lock)
 }
 
 /// Gives an open-file-description lock on one byte back.
