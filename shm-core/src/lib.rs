@@ -11,6 +11,7 @@
 //! | [`mapping`] | plain shared memory |
 //! | [`named`] | shared memory with a name, for unrelated processes and other languages |
 //! | [`frozen`] | bytes that nobody can change any more |
+//! | [`owner`], [`deaths`] | who holds a resource, whether it is dead, and being told of it |
 //! | [`wait`], [`futex`] | blocking with one policy; the word that processes sleep on |
 //! | [`sync`] | the only source of atomics and cells; loom's under `--cfg loom` |
 //! | [`handle`], [`socket`] | descriptors that travel beside serialised bytes |
@@ -27,6 +28,7 @@
 compile_error!("shm-core needs 64-bit addresses");
 
 pub mod crash;
+pub mod deaths;
 pub mod futex;
 pub mod handle;
 pub mod sync;

@@ -3,6 +3,7 @@
 //! ```text
 //! word 0          hint: probing starts behind this index
 //! word 1          the highest index ever taken
+//! word 2          how many deaths were found, modulo 2^32: a futex (see `deaths`)
 //! word 8 + index  entry of the index, 1..=1023: generation << 1 | attached
 //! then            one u32 per index: the process id of its last holder, for people
 //! ```
@@ -17,6 +18,7 @@
 //! `Registry::at` is given `REGISTRY_LEN` mapped, 8-aligned bytes; they are only accessed as atomics.
 
 use crate::error::{Kind, SegmentError};
+use crate::futex::Futex;
 use crate::owner::Owner;
 use crate::segment::MAX_PARTICIPANTS;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
@@ -39,6 +41,7 @@ const GENERATION: u64 = 2;
 pub(crate) struct Registry<'m> {
     words: &'m [AtomicU64],
     pids: &'m [AtomicU32],
+    deaths: &'m Futex,
 }
 
 impl<'m> Registry<'m> {
@@ -55,7 +58,9 @@ impl<'m> Registry<'m> {
         let pids = unsafe {
             std::slice::from_raw_parts(base.add(PIDS_OFFSET).cast::<AtomicU32>().as_ptr(), indices)
         };
-        Self { words, pids }
+        // SAFETY: word 2, which nothing else uses; a futex is a 32-bit atomic.
+        let deaths = unsafe { base.add(16).cast::<Futex>().as_ref() };
+        Self { words, pids, deaths }
     }
 
     fn entry(&self, index: u16) -> &'m AtomicU64 {
@@ -80,7 +85,8 @@ impl<'m> Registry<'m> {
                 continue;
             }
             crate::crash_point!("segment.attach.locked");
-            if self.is_attached(index) && !sweep(index) {
+            let succeeds_dead = self.is_attached(index);
+            if succeeds_dead && !sweep(index) {
                 files::unlock(own, index.into())
                     .map_err(SegmentError::system("unlocking a participant's byte"))?;
                 continue;
@@ -94,6 +100,9 @@ impl<'m> Registry<'m> {
             entry.store(next, Ordering::Release);
             crate::crash_point!("segment.attach.entered");
             self.words[0].store(index.into(), Ordering::Relaxed);
+            if succeeds_dead {
+                self.announce_death();
+            }
             return Ok(Owner::new(index, next / GENERATION));
         }
         Err(Kind::TooManyParticipants { limit: MAX_PARTICIPANTS }.into())
@@ -109,6 +118,18 @@ impl<'m> Registry<'m> {
 
     pub(crate) fn generation(&self, index: u16) -> u64 {
         self.entry(index).load(Ordering::Acquire) / GENERATION
+    }
+
+    /// Deaths found so far.
+    pub(crate) fn deaths(&self) -> &'m Futex {
+        self.deaths
+    }
+
+    /// Wakes whoever sleeps on a lock that a dead process may hold. Call it when the dead one's byte is not locked any more.
+    pub(crate) fn announce_death(&self) {
+        // Release: whoever sees the count sees the lock free. Pairs with the load in `Deaths::near`.
+        self.deaths.word().fetch_add(1, Ordering::Release);
+        self.deaths.wake(i32::MAX as u32);
     }
 
     /// The process id that the last holder of the index has in its own namespace.

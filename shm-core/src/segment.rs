@@ -35,6 +35,7 @@
 
 use crate::error::SegmentError;
 use crate::fork::Forked;
+use crate::futex::Futex;
 use crate::mapping::{self, PAGE, SharedMapping};
 use crate::owner::Owner;
 use crate::registry::{REGISTRY_LEN, Registry};
@@ -356,7 +357,8 @@ impl Segment {
         self.registry().highest()
     }
 
-    /// Cleans up after every participant that died, and frees its index. Returns how many it swept.
+    /// Cleans up after every participant that died, and frees its index. Returns how many it swept. Whoever sleeps on a
+    /// lock in the segment is woken to look for a dead owner (see [`crate::deaths`]).
     ///
     /// Makes a system call per attached participant. Blocks only for other attaches and sweeps of this process. A dead
     /// process's lock falls some time after its pidfd or socket shows the death (0.2 ms for a small process,
@@ -372,9 +374,18 @@ impl Segment {
         // One at a time in this process; and no child inherits a sweep in the middle.
         let _window = crate::fork::window();
         let registry = self.registry();
-        (1..=registry.highest())
+        let swept = (1..=registry.highest())
             .filter(|&index| registry.is_attached(index) && self.is_dead(index) && self.sweep_one(index))
-            .count()
+            .count();
+        if swept > 0 {
+            registry.announce_death();
+        }
+        swept
+    }
+
+    /// The count that a sweep steps.
+    pub(crate) fn deaths(&self) -> &Futex {
+        self.registry().deaths()
     }
 
     /// Sweeps one index if its lock can be had: proof of death and exclusive right in one.
@@ -525,6 +536,22 @@ impl Key {
             .map_err(|e| SegmentError::system("reading a segment's identity")(e.into()))?;
         Ok(Self { device: stat.st_dev, inode: stat.st_ino, id })
     }
+}
+
+/// Sweeps every segment that this process is attached to; returns how many dead participants it found in all.
+///
+/// For supervisors: whoever learns of a process's death calls it, so that nobody who waits for what the dead one held has
+/// to find out by itself. Costs a system call per attached participant of each segment; the dead one's locks fall some
+/// time after its death shows, so call it again until nothing is missing.
+///
+/// # Examples
+///
+/// ```
+/// assert_eq!(shm_core::segment::sweep_all(), 0);      // nobody died
+/// ```
+pub fn sweep_all() -> usize {
+    let segments = attached::all(&crate::fork::window());
+    segments.iter().map(|segment| segment.sweep()).sum()
 }
 
 /// Writes the header through the file: a system call orders it for everybody who reads it that way.

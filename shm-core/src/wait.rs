@@ -44,6 +44,7 @@
 //! one on another processor polls about as long as a wake-up would cost. Where that did not pay lately (several
 //! peers, more runnable threads than processors), it polls only now and then to see whether it pays again.
 
+use crate::deaths::Deaths;
 use crate::futex::{Futex, Wakeup};
 use crate::sync::{AtomicU32, Ordering, fence, heavy_fence, light_fence};
 #[cfg(not(loom))]
@@ -173,8 +174,46 @@ impl WaitLine {
         pace: &Pace,
         progress: u64,
         deadline: Option<Instant>,
+        attempt: impl FnMut() -> Option<R>,
+        check: impl FnMut() -> Option<R>,
+    ) -> Option<R> {
+        self.wait_with(
+            pace,
+            progress,
+            deadline,
+            attempt,
+            check,
+            || (),
+            |(), word, expected, slice| word.wait(expected, slice),
+        )
+    }
+
+    /// As [`WaitLine::wait`], for resources that their owners hold for long, such as locks: the end of a sleep is also that
+    /// somebody in the segment was found dead, so that `check` can look at the owners at once (see [`crate::deaths`]).
+    pub fn wait_for_owners<R>(
+        &self,
+        pace: &Pace,
+        progress: u64,
+        deadline: Option<Instant>,
+        attempt: impl FnMut() -> Option<R>,
+        check: impl FnMut() -> Option<R>,
+    ) -> Option<R> {
+        let sleep = |deaths: Deaths, word: &Futex, expected, slice| deaths.sleep(word, expected, slice);
+        self.wait_with(pace, progress, deadline, attempt, check, || Deaths::near(self), sleep)
+    }
+
+    /// `watch` is called before `check`, and what it returns is given to the `sleep` that follows.
+    #[inline]
+    #[allow(clippy::too_many_arguments, reason = "the policy and the seven things that it is about")]
+    fn wait_with<R, W>(
+        &self,
+        pace: &Pace,
+        progress: u64,
+        deadline: Option<Instant>,
         mut attempt: impl FnMut() -> Option<R>,
         mut check: impl FnMut() -> Option<R>,
+        watch: impl Fn() -> W,
+        sleep: impl Fn(W, &Futex, u32, Option<Duration>) -> Wakeup,
     ) -> Option<R> {
         if let Some(done) = self.poll(pace, progress, deadline, &mut attempt) {
             return Some(done);
@@ -193,6 +232,7 @@ impl WaitLine {
             if let Some(done) = attempt() {
                 return Some(done);
             }
+            let watched = watch();
             // While armed, so that a change of the peers' state from here on ends the sleep.
             if let Some(done) = check() {
                 return Some(done);
@@ -203,7 +243,7 @@ impl WaitLine {
             let slice = next_slice(deadline)?;
             // In a model a wait with a timeout gives up at once, and one without must be woken.
             let timeout = if cfg!(loom) { deadline.map(|_| slice) } else { Some(slice) };
-            if self.word.wait(word, timeout) == Wakeup::TimedOut && cfg!(loom) {
+            if sleep(watched, &self.word, word, timeout) == Wakeup::TimedOut && cfg!(loom) {
                 return attempt();
             }
         }

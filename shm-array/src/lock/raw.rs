@@ -22,7 +22,7 @@
 //! ```
 //!
 //! A waiter polls briefly, sets WAITERS and sleeps on the word, in slices. It asks the oracle about the owner in the
-//! word before every sleep. A token is not used twice, so a compare-and-swap from a word with a dead owner in it can
+//! word before every sleep, and is woken when a sweep finds anybody dead (see `shm_core::deaths`). A token is not used twice, so a compare-and-swap from a word with a dead owner in it can
 //! succeed only while that owner still holds the lock, and for one of those who try.
 //!
 //! # The race that looks scary
@@ -44,6 +44,7 @@
 
 use super::LockError;
 use shm_core::crash_point;
+use shm_core::deaths::Deaths;
 use shm_core::fork::{ForkStamp, Forked};
 use shm_core::futex::Futex;
 #[cfg(loom)]
@@ -298,11 +299,12 @@ impl RawLock {
                 Holder::Somebody(_) if word & WAITERS == 0 => self.announce(word),
                 Holder::Somebody(owner) => {
                     slept = WAITERS;
+                    let deaths = Deaths::near(self);
                     match self.take_over(word, owner, me) {
                         Ok(held) => return Ok(held),
                         Err(seen) if seen != word => seen,
                         Err(_) => {
-                            self.sleep(word, owner, deadline)?;
+                            self.sleep(&deaths, word, owner, deadline)?;
                             self.poll()
                         }
                     }
@@ -343,19 +345,26 @@ impl RawLock {
         self.word.load(Ordering::Relaxed)
     }
 
-    /// Sleeps while the word is `word`, at most for a slice. `TimedOut` when the deadline has passed.
+    /// Sleeps while the word is `word` and nobody else was found dead, at most for a slice. `TimedOut` when the deadline has
+    /// passed.
     #[cfg(not(loom))]
-    fn sleep(&self, word: u32, _: Owner, deadline: Option<Instant>) -> Result<(), Refused> {
+    fn sleep(&self, deaths: &Deaths, word: u32, _: Owner, deadline: Option<Instant>) -> Result<(), Refused> {
         let slice = next_slice(deadline).ok_or(Refused::TimedOut)?;
-        self.word.wait(word, Some(slice));
+        deaths.sleep(&self.word, word, Some(slice));
         Ok(())
     }
 
     /// In a model a wait with a deadline gives up at once, and one for an owner that cannot die must be woken.
     #[cfg(loom)]
-    fn sleep(&self, word: u32, owner: Owner, deadline: Option<Instant>) -> Result<(), Refused> {
+    fn sleep(
+        &self,
+        deaths: &Deaths,
+        word: u32,
+        owner: Owner,
+        deadline: Option<Instant>,
+    ) -> Result<(), Refused> {
         let slice = (deadline.is_some() || owner.index() > 0).then_some(shm_core::wait::SLICE);
-        match self.word.wait(word, slice) {
+        match deaths.sleep(&self.word, word, slice) {
             Wakeup::TimedOut if deadline.is_some() => Err(Refused::TimedOut),
             _ => Ok(()),
         }

@@ -20,6 +20,44 @@ pub(crate) fn futex_wait(word: &AtomicU32, expected: u32, timeout: Option<Durati
     }
 }
 
+/// Sleeps while both words hold what is expected of them; on the first alone where the kernel cannot do both.
+pub(crate) fn futex_wait_either(words: [(&AtomicU32, u32); 2], timeout: Option<Duration>) -> Wakeup {
+    use crate::sync::{AtomicBool, Ordering};
+    use futex::{Wait, WaitFlags, WaitPtr, WaitvFlags};
+    use rustix::io::Errno;
+
+    /// Linux before 5.16, or a filter that does not know the call.
+    static MISSING: AtomicBool = AtomicBool::new(false);
+
+    let [(first, expected), _] = words;
+    // Relaxed: whoever does not know yet asks in vain once more.
+    if MISSING.load(Ordering::Relaxed) {
+        return futex_wait(first, expected, timeout);
+    }
+    let waits = words.map(|(word, expected)| {
+        let mut wait = Wait::new();
+        wait.val = expected.into();
+        wait.uaddr = WaitPtr::new(word.as_ptr().cast());
+        wait.flags = WaitFlags::SIZE_U32;
+        wait
+    });
+    // This call wants a point in time.
+    let until = timeout.and_then(|timeout| {
+        let now = Duration::try_from(clock_gettime(ClockId::Monotonic)).ok()?;
+        Timespec::try_from(now.checked_add(timeout)?).ok()
+    });
+    match futex::waitv(&waits, WaitvFlags::empty(), until.as_ref(), ClockId::Monotonic) {
+        Err(Errno::AGAIN) => Wakeup::Changed,
+        Err(Errno::TIMEDOUT) => Wakeup::TimedOut,
+        Err(Errno::NOSYS | Errno::PERM) => {
+            MISSING.store(true, Ordering::Relaxed);
+            futex_wait(first, expected, timeout)
+        }
+        // As in `futex_wait`.
+        Ok(_) | Err(_) => Wakeup::Woken,
+    }
+}
+
 /// Wakes up to `count` sleepers of `word`.
 pub(crate) fn futex_wake(word: &AtomicU32, count: u32) {
     // The only error is a bad address, which a reference is not.
