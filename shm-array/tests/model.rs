@@ -3,16 +3,21 @@
 
 #[path = "../../ipc-queue/tests/model/explore.rs"]
 mod explore;
+#[path = "model/line.rs"]
+mod line;
 #[path = "model/mutex.rs"]
 mod mutex;
 #[path = "model/read_counts.rs"]
 mod read_counts;
 #[path = "model/seats.rs"]
 mod seats;
+#[path = "model/semaphore.rs"]
+mod semaphore;
 
 use explore::{Outcome, assert_breaks, assert_sound, assert_wedges, explore};
 use mutex::Mutex;
 use read_counts::ReadCounts;
+use semaphore::Semaphore;
 
 mod read_counts_are {
     use super::*;
@@ -166,5 +171,85 @@ mod mutex_is {
     #[test]
     fn losing_wake_ups_if_retiring_wakes_only_one() {
         assert_wedges(&broken(Control::RetireWakesOne, careless(4, 1, 1, 0)));
+    }
+}
+
+mod semaphore_is {
+    use super::*;
+    use semaphore::Control;
+
+    fn semaphore(permits: usize, processes: usize, rounds: u8, crashes: u8, reissues: u8) -> Semaphore {
+        Semaphore { permits, processes, keepers: 0, rounds, crashes, reissues, control: None }
+    }
+
+    /// Two who give their permits back, and two who wait for them and keep them.
+    fn kept(crashes: u8) -> Semaphore {
+        Semaphore { keepers: 2, ..semaphore(2, 4, 1, crashes, 0) }
+    }
+
+    /// The semaphore with one rule broken, at bounds at which the right one is sound.
+    #[track_caller]
+    fn broken(control: Control, right: Semaphore) -> Semaphore {
+        let report = explore(&right);
+        assert!(matches!(report.outcome, Outcome::Sound), "the right one is not: {:?}", report.outcome);
+        Semaphore { control: Some(control), ..right }
+    }
+
+    #[test]
+    fn sound_with_one_permit_and_an_index_that_is_issued_again() {
+        assert_sound(&semaphore(1, 3, 1, 2, 1), 92_454);
+    }
+
+    #[test]
+    fn sound_with_two_permits_and_two_crashes() {
+        assert_sound(&semaphore(2, 3, 1, 2, 0), 5_684);
+    }
+
+    #[test]
+    fn sound_with_three_rounds() {
+        assert_sound(&semaphore(2, 3, 3, 1, 1), 3_496_375);
+    }
+
+    #[test]
+    fn sound_with_two_permits_for_four_of_which_two_keep_theirs() {
+        assert_sound(&kept(1), 119_867);
+    }
+
+    #[test]
+    fn stuck_if_the_permits_of_the_dead_are_lost() {
+        assert_wedges(&broken(Control::NoGiveBack, semaphore(1, 2, 1, 1, 0)));
+    }
+
+    #[test]
+    fn stuck_if_the_oracle_ignores_generations() {
+        assert_wedges(&broken(Control::GenerationIgnored, semaphore(1, 2, 1, 1, 1)));
+    }
+
+    #[test]
+    fn unsafe_with_a_timeout_for_an_oracle() {
+        assert_breaks(&broken(Control::Timeout, semaphore(1, 2, 1, 0, 0)), "more holders than permits");
+    }
+
+    #[test]
+    fn unsafe_if_a_dead_permit_is_taken_by_a_store() {
+        assert_breaks(
+            &broken(Control::GiveBackStores, semaphore(1, 3, 1, 1, 0)),
+            "more holders than permits",
+        );
+    }
+
+    #[test]
+    fn unsafe_if_a_dead_permit_is_freed_by_a_store() {
+        assert_breaks(&broken(Control::GiveBackFrees, semaphore(1, 3, 1, 1, 0)), "more holders than permits");
+    }
+
+    #[test]
+    fn losing_wake_ups_if_nobody_passes_them_on() {
+        assert_wedges(&broken(Control::NobodyPassesOn, kept(0)));
+    }
+
+    #[test]
+    fn losing_wake_ups_without_a_second_try() {
+        assert_wedges(&broken(Control::NoSecondTry, semaphore(1, 2, 1, 0, 0)));
     }
 }
