@@ -31,6 +31,9 @@
 //!   ([`NamedMemory::unlink`] locks one byte). And a name that is there is never replaced. Somebody else who removes the
 //!   name without a lock (`rm`, Python's `unlink`) while somebody creates it anew, both between two system calls of the
 //!   remover, is the one case in which the new name goes; its memory stays with its holders.
+//! * *A new process against the last holder.* Until a child that was made with `vfork` or `posix_spawn` runs its own
+//!   program, it may have a copy of a descriptor with a lock. A last holder that lets go in this moment leaves the name to
+//!   a scavenger.
 //! * *A scavenger against a creator that has not locked yet.* The creator sees that its file has no name, and begins anew.
 //!
 //! # If a process dies at each step
