@@ -241,7 +241,12 @@ impl Duty {
             Self::Reap(pidfd) => {
                 let status =
                     waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
-                matches!(status, Ok(None) | Err(Errno::INTR))
+                let lives = matches!(status, Ok(None) | Err(Errno::INTR));
+                if !lives {
+                    // Nobody else knows of this death at once.
+                    shm_core::segment::sweep_all();
+                }
+                lives
             }
         }
     }

@@ -76,6 +76,13 @@ pub(crate) enum Received {
     End,
 }
 
+/// When a child's end was noticed.
+#[derive(Clone, Copy)]
+enum Found {
+    Before,
+    Now,
+}
+
 impl Child {
     /// Creates a child and greets it. Does not wait for its answer, so several can start at once: call
     /// [`Child::handshake`] for each afterwards.
@@ -230,11 +237,22 @@ impl Child {
     }
 
     /// The exit status if the child has ended; collects it (no zombie stays) and keeps it. What a child that ended by
-    /// a signal left in its process group is killed. Never blocks.
+    /// a signal left in its process group is killed, and what it held in shared memory is looked after at once. Waits for
+    /// no other process.
     pub(crate) fn try_status(&self) -> Option<ExitStatus> {
+        let status = self.collect_status();
+        if let Some((status, Found::Now)) = status {
+            if status.signal().is_some() {
+                shm_core::segment::sweep_all();
+            }
+        }
+        status.map(|(status, _)| status)
+    }
+
+    fn collect_status(&self) -> Option<(ExitStatus, Found)> {
         let mut status = self.status.lock();
         if status.is_some() || self.owner.check().is_err() {
-            return *status;
+            return status.map(|status| (status, Found::Before));
         }
         *status = match self.wait_id(WaitIdOptions::NOWAIT) {
             Ok(None) => None,
@@ -250,7 +268,7 @@ impl Child {
             // Somebody else waited for it (`waitpid(-1)`, or SIGCHLD is ignored), so how it ended is unknown.
             Err(_) => Some(ExitStatus::new(None, None)),
         };
-        *status
+        status.map(|status| (status, Found::Now))
     }
 
     fn wait_id(&self, option: WaitIdOptions) -> rustix::io::Result<Option<WaitIdStatus>> {

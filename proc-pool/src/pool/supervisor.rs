@@ -204,6 +204,8 @@ impl Supervisor {
             // It died before it had told its participant, so it had begun nothing.
             segment.sweep();
         }
+        // Whatever else it shared with us: somebody may sleep on a lock that it held.
+        shm_core::segment::sweep_all();
         let death = worker.child.death(None, "");
         self.deaf.remove(&worker.incarnation);
         self.dispatcher.bury(slot, worker.incarnation, death);
