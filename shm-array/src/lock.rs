@@ -20,6 +20,7 @@ mod barrier;
 mod condvar;
 mod error;
 mod event;
+mod line;
 #[cfg(feature = "lock_api")]
 pub mod lock_api;
 mod mutex;
@@ -31,10 +32,12 @@ mod semaphore;
 mod signal;
 
 pub use error::LockError;
+pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// The orderings that a model can weaken by name, so that it can show that none is forgotten.
 #[cfg(loom)]
 #[doc(hidden)]
 pub mod orderings {
     pub use super::raw::ORDERINGS as RAW;
+    pub use super::rwlock::ORDERINGS as RWLOCK;
 }

@@ -10,6 +10,8 @@ pub enum LockError<G> {
     OwnerDied(G),
     /// A thread panicked while it held the lock, as in std. The lock is taken.
     Poisoned(G),
+    /// A writer died in the middle, and a reader could not repair the data: take the lock for writing.
+    WriterDied,
     /// The deadline passed first.
     TimedOut,
     /// Somebody else holds it; from the `try_` calls.
@@ -18,6 +20,8 @@ pub enum LockError<G> {
     Unrecoverable,
     /// The calling thread holds it already: waiting would never end.
     Deadlock,
+    /// The caller gives back what it does not hold.
+    NotHeld,
     /// A count went over its limit (readers of one process, depth of a reentrant lock).
     TooMany {
         /// The limit.
@@ -56,10 +60,12 @@ impl<G> LockError<G> {
         match self {
             Self::OwnerDied(guard) => LockError::OwnerDied(f(guard)),
             Self::Poisoned(guard) => LockError::Poisoned(f(guard)),
+            Self::WriterDied => LockError::WriterDied,
             Self::TimedOut => LockError::TimedOut,
             Self::WouldBlock => LockError::WouldBlock,
             Self::Unrecoverable => LockError::Unrecoverable,
             Self::Deadlock => LockError::Deadlock,
+            Self::NotHeld => LockError::NotHeld,
             Self::TooMany { limit } => LockError::TooMany { limit },
             Self::Forked => LockError::Forked,
         }
@@ -77,10 +83,12 @@ impl<G> fmt::Debug for LockError<G> {
         let name = match self {
             Self::OwnerDied(_) => "OwnerDied(..)",
             Self::Poisoned(_) => "Poisoned(..)",
+            Self::WriterDied => "WriterDied",
             Self::TimedOut => "TimedOut",
             Self::WouldBlock => "WouldBlock",
             Self::Unrecoverable => "Unrecoverable",
             Self::Deadlock => "Deadlock",
+            Self::NotHeld => "NotHeld",
             Self::TooMany { limit } => return f.debug_struct("TooMany").field("limit", limit).finish(),
             Self::Forked => "Forked",
         };
@@ -95,12 +103,16 @@ impl<G> fmt::Display for LockError<G> {
                 f.write_str("the process that held the lock died; the data may be half changed")
             }
             Self::Poisoned(_) => f.write_str("a thread panicked while it held the lock"),
+            Self::WriterDied => f.write_str(
+                "a process died while it wrote; the data may be half changed until a writer repairs it",
+            ),
             Self::TimedOut => f.write_str("the lock was not free in time"),
             Self::WouldBlock => f.write_str("the lock is held by somebody else"),
             Self::Unrecoverable => {
                 f.write_str("a holder of the lock died and nobody repaired the data; the lock is out of use")
             }
             Self::Deadlock => f.write_str("the calling thread holds the lock already"),
+            Self::NotHeld => f.write_str("nothing is held that could be given back"),
             Self::TooMany { limit } => write!(f, "the lock is held {limit} times, which is its limit"),
             Self::Forked => {
                 f.write_str("the process was forked and could not attach to the lock's memory again")

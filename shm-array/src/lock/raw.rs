@@ -389,7 +389,7 @@ impl fmt::Debug for RawLock {
 
 impl Held {
     #[inline(always)]
-    fn new(data: Data) -> Self {
+    pub(super) fn new(data: Data) -> Self {
         Self { stamp: ForkStamp::now(), was_panicking: std::thread::panicking(), data: Cell::new(data) }
     }
 
@@ -438,14 +438,14 @@ impl Held {
 
     /// The holder panics under the lock, and did not when it took it.
     #[inline(always)]
-    fn must_poison(&self) -> bool {
+    pub(crate) fn must_poison(&self) -> bool {
         !self.was_panicking && std::thread::panicking()
     }
 }
 
 #[cold]
 #[track_caller]
-fn forked() -> ! {
+pub(super) fn forked() -> ! {
     panic!("this process was forked while its parent held the lock: the guard is of use there only")
 }
 
