@@ -31,6 +31,7 @@ pub use native::*;
 
 #[cfg(not(loom))]
 mod native {
+    pub use crate::arena::{ArenaUsage, arena_usage};
     pub use crate::error::{Error, Result};
     pub use crate::shared::{Shared, SharedBuilder};
     pub use shm_core::ShmSafe;
