@@ -21,7 +21,7 @@ mod condvar;
 mod error;
 mod event;
 mod line;
-#[cfg(feature = "lock_api")]
+#[cfg(all(feature = "lock_api", not(loom)))]
 pub mod lock_api;
 mod mutex;
 mod once;
@@ -31,13 +31,17 @@ mod rwlock;
 mod semaphore;
 mod signal;
 
+pub use condvar::{Condvar, WaitGuard, WaitTimeoutResult};
 pub use error::LockError;
+pub use mutex::{Mutex, MutexGuard};
+pub use reentrant::{ReentrantMutex, ReentrantMutexGuard};
 pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// The orderings that a model can weaken by name, so that it can show that none is forgotten.
 #[cfg(loom)]
 #[doc(hidden)]
 pub mod orderings {
+    pub use super::condvar::ORDERINGS as CONDVAR;
     pub use super::raw::ORDERINGS as RAW;
     pub use super::rwlock::ORDERINGS as RWLOCK;
 }

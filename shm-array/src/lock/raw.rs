@@ -202,6 +202,16 @@ impl RawLock {
         }
     }
 
+    /// Gives back a lock whose holder kept no proof, for good data. Does nothing in a child that was forked since: there the
+    /// word names another process.
+    #[cfg(all(feature = "lock_api", not(loom)))]
+    #[inline]
+    pub(crate) fn unlock_here(&self) {
+        if self.is_held_here() == Ok(true) {
+            self.unlock(&Held::new(Data::Good));
+        }
+    }
+
     #[cold]
     fn wake_one(&self) {
         self.word.wake(1);
@@ -222,22 +232,41 @@ impl RawLock {
         }
     }
 
+    /// The word, for a look. In a forked child it is there only after the memory was attached again.
+    fn look(&self) -> Option<u32> {
+        // Relaxed: the answer orders nothing.
+        Owner::here(self).ok().map(|_| self.word.load(Ordering::Relaxed))
+    }
+
     /// Whether somebody holds the lock, dead or alive. May be stale at once.
     pub(crate) fn is_locked(&self) -> bool {
+        self.look().is_some_and(|word| matches!(Holder::of(word), Holder::Somebody(_)))
+    }
+
+    /// Whether this process holds the lock. Stale at once, unless it is the calling thread that holds it.
+    pub(crate) fn is_held_here(&self) -> Result<bool, Refused> {
+        let me = Owner::here(self)?;
         // Relaxed: the answer orders nothing.
-        matches!(Holder::of(self.word.load(Ordering::Relaxed)), Holder::Somebody(_))
+        Ok(self.word.load(Ordering::Relaxed) & Owner::MASK == me.bits())
+    }
+
+    /// Remembers a panic; only the holder may call it.
+    pub(crate) fn poison(&self) {
+        // Relaxed: comes before the swap of the unlock, which keeps it.
+        self.word.word().fetch_or(POISON, Ordering::Relaxed);
     }
 
     /// Whether the lock is poisoned. May be stale at once.
     pub(crate) fn is_poisoned(&self) -> bool {
-        // Relaxed: as above.
-        self.word.load(Ordering::Relaxed) & POISON != 0
+        self.look().is_some_and(|word| word & POISON != 0)
     }
 
     /// Forgets a panic.
     pub(crate) fn clear_poison(&self) {
-        // Relaxed: whoever finds the data good has taken the lock.
-        self.word.word().fetch_and(!POISON, Ordering::Relaxed);
+        if Owner::here(self).is_ok() {
+            // Relaxed: whoever finds the data good has taken the lock.
+            self.word.word().fetch_and(!POISON, Ordering::Relaxed);
+        }
     }
 
     /// One compare-and-swap from the exact word; otherwise the word there is.
@@ -373,8 +402,9 @@ impl RawLock {
 
 impl fmt::Debug for RawLock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Relaxed: stale at once anyway.
-        let word = self.word.load(Ordering::Relaxed);
+        let Some(word) = self.look() else {
+            return f.write_str("out of reach of this forked process");
+        };
         match Holder::of(word) {
             Holder::Nobody => f.write_str("free")?,
             Holder::OutOfUse => return f.write_str("out of use"),
@@ -419,6 +449,16 @@ impl Held {
     /// What is known of the data.
     pub(crate) fn data(&self) -> Data {
         self.data.get()
+    }
+
+    /// For one more guard of a lock that this thread holds.
+    pub(crate) fn again() -> Self {
+        Self::new(Data::Good)
+    }
+
+    /// Says what is known of the data, where that is kept elsewhere while the lock is held.
+    pub(crate) fn set_data(&self, data: Data) {
+        self.data.set(data);
     }
 
     /// The holder repaired the data: neither the owner's death nor a panic will be remembered.
