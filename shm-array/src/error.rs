@@ -81,7 +81,24 @@ impl Error {
     /// An argument or index is outside its range.
     pub fn is_out_of_range(&self) -> bool {
         matches!(&*self.0, Kind::Argument { .. } | Kind::OutOfRange { .. })
-            || self.as_segment_error().is_some_and(SegmentError::is_too_large)
+            || self
+                .as_segment_error()
+                .is_some_and(|error| error.is_too_large() || error.is_empty_size() || error.is_out_of_range())
+    }
+
+    /// What was given is not a name of shared memory: empty, too long, or with a slash or NUL in it.
+    pub fn is_bad_name(&self) -> bool {
+        self.as_segment_error().is_some_and(SegmentError::is_bad_name)
+    }
+
+    /// Other shared memory has the name.
+    pub fn is_name_taken(&self) -> bool {
+        self.as_segment_error().is_some_and(SegmentError::is_name_taken)
+    }
+
+    /// No shared memory has the name, or not this memory any more.
+    pub fn is_not_found(&self) -> bool {
+        self.as_segment_error().is_some_and(SegmentError::is_not_found)
     }
 
     /// Shared memory was overwritten by somebody who should not have.

@@ -34,6 +34,7 @@ mod native {
     pub use crate::arena::{ArenaUsage, arena_usage};
     pub use crate::error::{Error, Result};
     pub use crate::shared::{Shared, SharedBuilder};
+    pub use crate::memory::SharedMemory;
     pub use shm_core::ShmSafe;
 }
 
