@@ -9,6 +9,8 @@ mod line;
 mod mutex;
 #[path = "model/read_counts.rs"]
 mod read_counts;
+#[path = "model/rwlock.rs"]
+mod rwlock;
 #[path = "model/seats.rs"]
 mod seats;
 #[path = "model/semaphore.rs"]
@@ -17,6 +19,7 @@ mod semaphore;
 use explore::{Outcome, assert_breaks, assert_sound, assert_wedges, explore};
 use mutex::Mutex;
 use read_counts::ReadCounts;
+use rwlock::RwLock;
 use semaphore::Semaphore;
 
 mod read_counts_are {
@@ -251,5 +254,138 @@ mod semaphore_is {
     #[test]
     fn losing_wake_ups_without_a_second_try() {
         assert_wedges(&broken(Control::NoSecondTry, semaphore(1, 2, 1, 0, 0)));
+    }
+}
+
+mod rwlock_is {
+    use super::*;
+    use rwlock::Control;
+
+    fn rwlock(readers: usize, writers: usize, rounds: u8, crashes: u8, reissues: u8) -> RwLock {
+        RwLock {
+            readers,
+            writers,
+            rounds,
+            crashes,
+            reissues,
+            impatient: false,
+            downgrades: false,
+            gives_up: false,
+            control: None,
+        }
+    }
+
+    /// The lock with one rule broken, at bounds at which the right one is sound.
+    #[track_caller]
+    fn broken(control: Control, right: RwLock) -> RwLock {
+        let report = explore(&right);
+        assert!(matches!(report.outcome, Outcome::Sound), "the right one is not: {:?}", report.outcome);
+        RwLock { control: Some(control), ..right }
+    }
+
+    #[test]
+    fn sound_for_a_reader_and_a_writer_who_die_and_come_again() {
+        assert_sound(&rwlock(1, 1, 2, 2, 2), 239_634);
+    }
+
+    #[test]
+    fn sound_for_two_readers_and_an_index_that_is_issued_again() {
+        assert_sound(&rwlock(2, 1, 1, 1, 1), 574_977);
+    }
+
+    #[test]
+    fn sound_for_two_writers_and_two_crashes() {
+        assert_sound(&rwlock(1, 2, 1, 2, 0), 35_738);
+    }
+
+    #[test]
+    fn sound_for_writers_that_withdraw_or_become_readers_or_leave_the_data_torn() {
+        let moody = RwLock { impatient: true, downgrades: true, gives_up: true, ..rwlock(1, 2, 1, 1, 1) };
+        assert_sound(&moody, 2_509_121);
+    }
+
+    #[test]
+    fn sound_for_two_readers_and_two_writers() {
+        assert_sound(&rwlock(2, 2, 1, 1, 0), 2_235_962);
+    }
+
+    #[test]
+    fn stuck_without_a_take_over() {
+        assert_wedges(&broken(Control::NoTakeOver, rwlock(1, 1, 1, 1, 0)));
+    }
+
+    #[test]
+    fn stuck_without_zeroing() {
+        assert_wedges(&broken(Control::NoZeroing, rwlock(1, 1, 1, 1, 0)));
+    }
+
+    #[test]
+    fn stuck_if_the_oracle_ignores_generations() {
+        assert_wedges(&broken(Control::GenerationIgnored, rwlock(1, 1, 1, 1, 1)));
+    }
+
+    #[test]
+    fn stuck_if_a_cell_keeps_what_a_dead_process_left_in_it() {
+        assert_wedges(&broken(Control::StaleCountKept, rwlock(1, 1, 1, 1, 1)));
+    }
+
+    #[test]
+    fn unsafe_with_a_timeout_for_an_oracle() {
+        assert_breaks(&broken(Control::Timeout, rwlock(0, 2, 1, 0, 0)), "a writer is not alone");
+        assert_breaks(&broken(Control::Timeout, rwlock(1, 1, 1, 0, 0)), "a count falls below zero");
+    }
+
+    #[test]
+    fn unsafe_if_a_dead_cell_is_zeroed_by_a_store() {
+        let rwlock = broken(Control::ZeroingStores, rwlock(1, 1, 1, 1, 1));
+        assert_breaks(&rwlock, "a count falls below zero");
+    }
+
+    #[test]
+    fn unsafe_if_readers_look_first() {
+        assert_breaks(&broken(Control::LooksFirst, rwlock(1, 1, 1, 0, 0)), "a writer is not alone");
+    }
+
+    #[test]
+    fn unsafe_if_writers_drain_first() {
+        assert_breaks(&broken(Control::DrainsFirst, rwlock(1, 1, 1, 0, 0)), "a writer is not alone");
+    }
+
+    #[test]
+    fn unsafe_if_a_reader_does_not_say_that_its_index_is_used() {
+        assert_breaks(&broken(Control::UsedNotRaised, rwlock(1, 1, 1, 0, 0)), "a writer is not alone");
+    }
+
+    #[test]
+    fn unsafe_if_readers_take_over_from_a_writer_that_died_inside() {
+        let rwlock = broken(Control::ReaderTakesOver, rwlock(1, 1, 1, 1, 0));
+        assert_breaks(&rwlock, "a reader sees torn data");
+    }
+
+    #[test]
+    fn unsafe_if_a_writer_that_died_waiting_counts_as_one_inside() {
+        let rwlock = broken(Control::PendingWarns, rwlock(1, 2, 1, 1, 0));
+        assert_breaks(&rwlock, "the next writer's error do not match");
+    }
+
+    /// One look around after each death must be enough, however many have died.
+    #[test]
+    fn slow_if_a_writer_forgets_one_dead_reader_between_two_sleeps() {
+        assert_wedges(&broken(Control::ForgetsOne, rwlock(2, 1, 1, 2, 0)));
+    }
+
+    #[test]
+    fn losing_wake_ups_if_readers_leave_silently() {
+        assert_wedges(&broken(Control::LeavesSilently, rwlock(1, 1, 1, 0, 0)));
+    }
+
+    #[test]
+    fn losing_wake_ups_if_readers_step_back_silently() {
+        assert_wedges(&broken(Control::StepsBackSilently, rwlock(1, 1, 1, 0, 0)));
+    }
+
+    #[test]
+    fn losing_wake_ups_if_a_leaving_writer_wakes_only_one() {
+        assert_wedges(&broken(Control::WakesOne, rwlock(1, 2, 1, 0, 0)));
     }
 }

@@ -60,10 +60,6 @@ impl Line {
         may
     }
 
-    pub(crate) fn has_sleepers(&self) -> bool {
-        self.sleepers
-    }
-
     /// Clears SLEEPERS and steps the sequence, if SLEEPERS is set, in one step; then the caller wakes.
     pub(crate) fn clear(&mut self) -> bool {
         if self.sleepers {
