@@ -1,0 +1,436 @@
+//! Arenas: what small shared values cost, and when their blocks are free again. The books are those of the whole process,
+//! so one test runs at a time. One fact per test.
+#![cfg(not(loom))]
+
+mod common;
+
+use common::{Peer, Reporter, child as child_of_test, was_killed, watchdog};
+use parking_lot::{Mutex, MutexGuard};
+use serde::{Deserialize, Serialize};
+use shm_array::{Shared, arena_usage};
+use shm_core::handle::{ReceiveSession, SendSession};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+type Value = Shared<AtomicU64>;
+
+/// A report that says nothing more.
+const HERE: u8 = 1;
+
+#[derive(Serialize, Deserialize)]
+enum Orders {
+    /// Report that it is here, and wait.
+    Hold { one: Value },
+    /// Report that it is here; when told, let go of the one and report.
+    LetGo { one: Value, go: Value },
+    /// Make a value and report it; make another one and report.
+    Make,
+    /// Look at the books for ever.
+    Look { one: Value },
+    /// Clone, send, receive, make and drop for ever.
+    Juggle { values: Vec<Value> },
+}
+
+#[test]
+fn child() {
+    child_of_test(|orders, reporter: &Reporter| match orders {
+        Orders::Hold { one: _one } => {
+            reporter.report(&HERE);
+            std::thread::park();
+        }
+        Orders::LetGo { one, go } => {
+            reporter.report(&HERE);
+            wait_for(&go, 1);
+            drop(one);
+            reporter.report(&HERE);
+            std::thread::park();
+        }
+        Orders::Make => {
+            let one = value(1);
+            reporter.report(&one);
+            let _another = value(2);
+            reporter.report(&one);
+            std::thread::park();
+        }
+        Orders::Look { one: _one } => loop {
+            arena_usage();
+        },
+        Orders::Juggle { values } => juggle(&values, reporter),
+    });
+}
+
+/// What may happen to handles, again and again. Each value must stay what it is.
+fn juggle(values: &[Value], reporter: &Reporter) {
+    reporter.report(&HERE);
+    for round in 0.. {
+        let mut hands: Vec<Value> = values.iter().map(travel).collect();
+        hands.extend((0..4).map(|n| value(round + n)));
+        let away: Vec<Value> = hands.iter().map(travel).collect();
+        hands.truncate(3);
+        assert!(
+            away.iter().rev().zip((0..4).rev()).all(|(hand, n)| hand.load(Ordering::Relaxed) == round + n)
+        );
+    }
+}
+
+fn value(number: u64) -> Value {
+    Shared::new(AtomicU64::new(number)).expect("made")
+}
+
+/// Serialises and deserialises within this process.
+fn travel(handle: &Value) -> Value {
+    let session = SendSession::begin();
+    let bytes = postcard::to_stdvec(handle).expect("in a session");
+    let _session = ReceiveSession::begin(session.finish());
+    postcard::from_bytes(&bytes).expect("arrived")
+}
+
+/// Serialises, as if it was sent; the token is gone when the session is.
+fn leave(handle: &Value) -> SendSession {
+    let session = SendSession::begin();
+    postcard::to_stdvec(handle).expect("in a session");
+    session
+}
+
+fn wait_for(word: &AtomicU64, number: u64) {
+    while word.load(Ordering::SeqCst) != number {
+        std::thread::yield_now();
+    }
+}
+
+/// Waits for the child to say so.
+fn is_here(peer: &Peer) {
+    assert_eq!(peer.report::<u8>(), Some(HERE));
+}
+
+/// The books are the process's.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock()
+}
+
+fn live() -> usize {
+    let usage = arena_usage();
+    assert_eq!(usage.live + usage.free, usage.blocks, "{usage:?}");
+    usage.live
+}
+
+/// Waits until so many blocks are live: the lock of a dead process falls a moment after its end.
+fn settles_at(expected: usize) {
+    while live() != expected {
+        std::thread::yield_now();
+    }
+}
+
+/// A value whose size is not known to the test, with its bytes known.
+trait Known {
+    fn is_whole(&self) -> bool;
+}
+
+impl<const N: usize> Known for (Shared<[u8; N]>, u8) {
+    fn is_whole(&self) -> bool {
+        self.0.iter().all(|&byte| byte == self.1)
+    }
+}
+
+fn known<const N: usize>(byte: u8) -> Box<dyn Known> {
+    Box::new((Shared::new([byte; N]).expect("made"), byte))
+}
+
+/// Numbers that are random enough.
+fn random(state: &mut u64) -> usize {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    usize::try_from(*state >> 33).expect("small")
+}
+
+#[test]
+fn conformance_heap_five_thousand_random_blocks() {
+    let (_alone, _dog) = (alone(), watchdog());
+    let sizes = [
+        known::<0>,
+        known::<1>,
+        known::<64>,
+        known::<65>,
+        known::<128>,
+        known::<300>,
+        known::<1000>,
+        known::<1025>,
+        known::<4000>,
+        known::<4300>,
+        known::<8192>,
+    ];
+    let mut state = 0x9e37_79b9_7f4a_7c15;
+    let mut blocks: Vec<Box<dyn Known>> = Vec::new();
+    for round in 0..5000 {
+        let byte = u8::try_from(random(&mut state) % 251).expect("a byte");
+        blocks.push(sizes[random(&mut state) % sizes.len()](byte));
+        // Half of the rounds free one, so that some 2,500 stay; now and then many.
+        while blocks.len() > 50 && random(&mut state) % if round % 1000 > 900 { 10 } else { 2 } != 0 {
+            let gone = blocks.swap_remove(random(&mut state) % blocks.len());
+            assert!(gone.is_whole());
+        }
+        if round % 100 == 0 {
+            assert_eq!(live(), blocks.len());
+        }
+    }
+    assert!(blocks.iter().all(|block| block.is_whole()));
+    assert_eq!(live(), blocks.len());
+    drop(blocks);
+    let usage = arena_usage();
+    assert_eq!((usage.arenas, usage.blocks), (0, 0));
+}
+
+#[test]
+fn thousands_of_small_values_cost_a_few_descriptors() {
+    let (_alone, _dog) = (alone(), watchdog());
+    let values: Vec<_> = (0..10_000).map(value).collect();
+    let usage = arena_usage();
+    assert_eq!(usage.live, 10_000);
+    assert!(usage.arenas < 10, "{usage:?}");
+    assert!(values.iter().zip(0..).all(|(value, n)| value.load(Ordering::Relaxed) == n));
+}
+
+#[test]
+fn a_value_with_a_segment_of_its_own_is_in_no_arena() {
+    let _alone = alone();
+    let _one = Shared::builder().own_segment().build(1_u64).expect("made");
+    let _large = Shared::new([0_u64; 1025]).expect("made");
+    assert_eq!(arena_usage().arenas, 0);
+}
+
+#[test]
+fn blocks_are_given_out_again() {
+    let _alone = alone();
+    let _kept = value(0);
+    for number in 0..10_000 {
+        drop(value(number));
+    }
+    assert_eq!((arena_usage().arenas, live()), (1, 1));
+}
+
+#[test]
+fn the_last_of_several_handles_frees_the_block() {
+    let _alone = alone();
+    let (_kept, one) = (value(0), value(1));
+    let clones = [one.clone(), one.clone(), travel(&one)];
+    drop(one);
+    assert_eq!(live(), 2);
+    drop(clones);
+    assert_eq!(live(), 1);
+}
+
+#[test]
+fn a_handle_on_its_way_keeps_the_block() {
+    let _alone = alone();
+    let (_kept, one) = (value(0), value(1));
+    let session = leave(&one);
+    drop(one);
+    assert_eq!(live(), 2);
+    drop(session);
+    assert_eq!(live(), 1);
+}
+
+#[test]
+fn handles_that_never_arrive_do_not_fill_the_arenas() {
+    let (_alone, _dog) = (alone(), watchdog());
+    let _kept = value(0);
+    for number in 0..3000 {
+        let one = value(number);
+        let session = leave(&one);
+        drop(one);
+        drop(session);
+    }
+    assert_eq!(arena_usage().arenas, 1);
+}
+
+#[test]
+fn a_handle_that_keeps_moving_is_never_let_go_of() {
+    let (_alone, _dog) = (alone(), watchdog());
+    let kept = value(0);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let last = (0..3000).fold(value(7), |value, _| {
+                let session = leave(&value);
+                let bytes = postcard::to_stdvec(&value).expect("in a session");
+                drop(value);
+                let _receive = ReceiveSession::begin(session.finish());
+                postcard::from_bytes(&bytes).expect("arrived")
+            });
+            assert_eq!(last.load(Ordering::Relaxed), 7);
+            done.store(true, Ordering::Relaxed);
+        });
+        // Whatever was freed by mistake would be given out here.
+        while !done.load(Ordering::Relaxed) {
+            let others: Vec<_> = (0..20).map(|_| value(1)).collect();
+            assert!(live() >= others.len());
+        }
+    });
+    assert_eq!(live(), 1);
+    drop(kept);
+}
+
+/// A handle in two children and here, and what the maker's books say when they go one by one.
+#[test]
+fn a_block_is_free_when_the_last_of_three_processes_is_killed() {
+    let (_alone, _dog) = (alone(), watchdog());
+    let (_kept, one) = (value(0), value(1));
+    let peers = [0; 2].map(|_| Peer::start(&Orders::Hold { one: one.clone() }, None));
+    peers.iter().for_each(is_here);
+    drop(one);
+    assert_eq!(live(), 2);
+    let [first, last] = peers;
+    first.kill();
+    settles_at(2);
+    last.kill();
+    settles_at(1);
+}
+
+#[test]
+fn a_block_is_free_when_another_process_lets_go_of_it() {
+    let (_alone, _dog) = (alone(), watchdog());
+    let (go, one) = (value(0), value(1));
+    let peer = Peer::start(&Orders::LetGo { one: one.clone(), go: go.clone() }, None);
+    is_here(&peer);
+    drop(one);
+    assert_eq!(live(), 2);
+    go.store(1, Ordering::SeqCst);
+    is_here(&peer);
+    assert_eq!(live(), 1);
+}
+
+/// The books of a process that got the handle: the maker is dead, its other value is nobody's.
+#[test]
+fn what_a_dead_maker_had_is_free() {
+    let (_alone, _dog) = (alone(), watchdog());
+    let peer = Peer::start(&Orders::Make, None);
+    let one: Value = peer.report().expect("a value");
+    peer.report::<Value>().expect("both are made");
+    assert_eq!(live(), 2);
+    peer.kill();
+    settles_at(1);
+    assert_eq!(one.load(Ordering::Relaxed), 1);
+    drop(one);
+    assert_eq!(arena_usage().arenas, 0);
+}
+
+#[test]
+fn an_arena_of_somebody_else_is_not_allocated_from() {
+    let (_alone, _dog) = (alone(), watchdog());
+    let peer = Peer::start(&Orders::Make, None);
+    let _one: Value = peer.report().expect("a value");
+    let _mine = value(1);
+    assert_eq!(arena_usage().arenas, 2);
+}
+
+#[test]
+fn a_maker_that_has_dropped_everything_can_have_its_value_back() {
+    let (_alone, _dog) = (alone(), watchdog());
+    let one = value(5);
+    let session = SendSession::begin();
+    let bytes = postcard::to_stdvec(&one).expect("in a session");
+    drop(one);
+    assert_eq!(arena_usage().arenas, 0, "the process is detached");
+    let _receive = ReceiveSession::begin(session.finish());
+    let one: Value = postcard::from_bytes(&bytes).expect("arrived");
+    assert_eq!(one.load(Ordering::Relaxed), 5);
+    assert_eq!(live(), 1);
+}
+
+#[test]
+fn the_books_balance_after_random_kills() {
+    let (_alone, _dog) = (alone(), watchdog());
+    let values: Vec<_> = (0..5).map(value).collect();
+    let mut state = 88_172_645_463_325_252;
+    for _ in 0..15 {
+        let peers = [0; 2].map(|_| Peer::start(&Orders::Juggle { values: values.clone() }, None));
+        peers.iter().for_each(is_here);
+        std::thread::park_timeout(Duration::from_micros(
+            u64::try_from(random(&mut state) % 20_000).expect("short"),
+        ));
+        // Those that are on their way to nobody, and those that the dead had, are all free.
+        for peer in peers {
+            assert!(was_killed(peer.kill()), "a value was not what it had been made");
+        }
+        settles_at(values.len());
+    }
+    assert!(values.iter().zip(0..).all(|(value, n)| value.load(Ordering::Relaxed) == n));
+    assert_eq!(arena_usage().arenas, 1);
+}
+
+/// A process dies at each named step.
+#[cfg(feature = "crash-points")]
+mod crash {
+    use super::*;
+
+    #[track_caller]
+    fn dies(peer: Peer) {
+        assert!(was_killed(peer.wait()), "the child does not die at its crash point");
+    }
+
+    fn a_handle_that_arrives(point: &str) {
+        let (_kept, one) = (value(0), value(1));
+        let peer = Peer::start(&Orders::Hold { one: one.clone() }, Some(point));
+        dies(peer);
+        drop(one);
+        settles_at(1);
+    }
+
+    fn a_handle_that_is_let_go_of(point: &str) {
+        let (go, one) = (value(0), value(1));
+        let peer = Peer::start(&Orders::LetGo { one: one.clone(), go: go.clone() }, Some(point));
+        is_here(&peer);
+        drop(one);
+        go.store(1, Ordering::SeqCst);
+        dies(peer);
+        settles_at(1);
+    }
+
+    fn a_second_value_that_is_made(point: &str) {
+        let peer = Peer::start(&Orders::Make, Some(&format!("{point}:2")));
+        let one: Value = peer.report().expect("a value");
+        dies(peer);
+        settles_at(1);
+        assert_eq!(one.load(Ordering::Relaxed), 1);
+    }
+
+    fn a_sweep_after_a_dead_holder(point: &str) {
+        let (kept, one) = (value(0), value(1));
+        let holder = Peer::start(&Orders::Hold { one: one.clone() }, None);
+        is_here(&holder);
+        let sweeper = Peer::start(&Orders::Look { one: kept.clone() }, Some(point));
+        drop(one);
+        holder.kill();
+        dies(sweeper);
+        settles_at(1);
+    }
+
+    #[track_caller]
+    fn play(point: &str) {
+        println!("{point}");
+        match point {
+            "arena.arrive.marked" | "arena.arrive.stepped" => a_handle_that_arrives(point),
+            "arena.leave.unmarked" => a_handle_that_is_let_go_of(point),
+            "arena.free.proven" => {
+                a_handle_that_is_let_go_of(point);
+                a_sweep_after_a_dead_holder(point);
+            }
+            "arena.place.written" | "arena.place.marked" => a_second_value_that_is_made(point),
+            "arena.sweep.unmarked" => a_sweep_after_a_dead_holder(point),
+            _ => panic!("no way to get to {point}"),
+        }
+    }
+
+    #[test]
+    fn the_books_balance_after_a_death_at_every_point() {
+        let (_alone, _dog) = (alone(), watchdog());
+        let sources = [include_str!("../src/arena.rs"), include_str!("../src/arena/objects.rs")];
+        let calls = sources.iter().flat_map(|source| source.split("crash_point!(\"").skip(1));
+        let points: Vec<_> = calls.filter_map(|call| call.split('"').next()).collect();
+        assert_eq!(points.len(), 7, "{points:?}");
+        points.into_iter().for_each(play);
+        assert_eq!(arena_usage().arenas, 0);
+    }
+}
