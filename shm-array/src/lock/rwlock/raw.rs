@@ -281,13 +281,19 @@ impl RawRwLock {
         let next = Cell::new(0);
         // SYNC rwlock-look: as in `drain`.
         seq_cst_in_model();
+        self.counts.are_zero(&self.used, &next) || self.are_dead(&next)
+    }
+
+    /// Zeroes the counts of the dead from `next` on; `false` at the first count of a living process. All of them at once,
+    /// because a waiter looks around once in a slice.
+    fn are_dead(&self, next: &Cell<u16>) -> bool {
         loop {
-            if self.counts.are_zero(&self.used, &next) {
+            let stuck = next.get();
+            self.counts.forget_dead(&self.used, next);
+            if self.counts.are_zero(&self.used, next) {
                 return true;
             }
-            let stuck = next.get();
-            self.counts.forget_dead(&self.used, &next);
-            if !self.counts.are_zero(&self.used, &next) && next.get() == stuck {
+            if next.get() == stuck {
                 return false;
             }
         }
@@ -406,10 +412,7 @@ impl RawRwLock {
     #[cold]
     fn drain_slow(&self, next: &Cell<u16>, deadline: Option<Instant>) -> bool {
         let attempt = || self.counts.are_zero(&self.used, next).then_some(());
-        let look = || {
-            self.counts.forget_dead(&self.used, next);
-            None
-        };
+        let look = || self.are_dead(next).then_some(());
         self.drain.wait(deadline, attempt, look).is_some()
     }
 
