@@ -4,7 +4,7 @@
 //! The control messages are small postcard values; descriptors and handles of the queue travel beside them.
 
 use crate::pin::{self, Pinning, Side};
-use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, set_parent_process_death_signal};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use shm_core::handle::{ReceiveSession, SendSession, send_descriptor, take_descriptor};
@@ -86,6 +86,17 @@ impl Child {
         };
         child.control.send(args)?;
         Ok(child)
+    }
+
+    /// A descriptor that is readable when the child is dead.
+    pub fn sentinel(&self) -> Result<OwnedFd> {
+        let pid = Pid::from_child(&self.process);
+        Ok(pidfd_open(pid, PidfdFlags::empty())?)
+    }
+
+    /// Sends SIGKILL; the drop waits for the end.
+    pub fn kill(&mut self) -> Result {
+        Ok(self.process.kill()?)
     }
 
     /// Waits for the end of the child, which must be a success.

@@ -12,6 +12,8 @@ mod child;
 mod clock;
 mod facts;
 mod latency;
+mod locks;
+mod page;
 mod pin;
 mod pool;
 mod python;
@@ -43,6 +45,7 @@ const BENCHES: &[Bench] = &[
     ("queue", queue::cases),
     ("latency", latency::cases),
     ("pool", pool::cases),
+    ("locks", locks::cases),
 ];
 
 struct Options {
@@ -103,7 +106,7 @@ fn main() -> ExitCode {
     pin::as_worker();
     proc_pool::init();
     procspawn::init();
-    child::run_if_child(&[queue::ROLES, latency::ROLES, pool::ROLES].concat());
+    child::run_if_child(&[queue::ROLES, latency::ROLES, pool::ROLES, locks::ROLES].concat());
     let options = match options() {
         Ok(options) => options,
         Err(error) => {

@@ -1,0 +1,218 @@
+//! Locks over a number: uncontended, contended by processes, and with a holder that dies.
+//!
+//! Every lock guards a counter that lies beside it, and the counter must be right at the end. Ours and pthread's lie in
+//! memory shared by processes; parking_lot's lies in this process.
+
+mod contended;
+mod death;
+mod pthread;
+mod python;
+mod uncontended;
+
+use crate::child::{Result, Role};
+use crate::run::{Better, Case, Count, Metric, OURS, Variant};
+use death::Supervision;
+use pthread::{Pthread, PthreadRwLock, Robust, Shared as JustShared};
+use shm_array::{LockError, Mutex, Shared};
+
+/// This project's lock under test.
+type Ours = Shared<Mutex<u64>>;
+
+/// The children of these benchmarks.
+pub const ROLES: &[(&str, Role)] = &[
+    ("locks.contended.ours", contended::act::<Ours>),
+    (
+        "locks.contended.pthread_robust",
+        contended::act::<Pthread<Robust>>,
+    ),
+    (
+        "locks.contended.pthread_shared",
+        contended::act::<Pthread<JustShared>>,
+    ),
+    ("locks.holder.ours", death::hold::<Ours>),
+    ("locks.waiter.ours", death::wait::<Ours>),
+    ("locks.holder.pthread_robust", death::hold::<Pthread<Robust>>),
+    ("locks.waiter.pthread_robust", death::wait::<Pthread<Robust>>),
+];
+
+/// A lock over a number.
+trait Counter: Sized {
+    /// A free lock over zero.
+    fn create() -> Result<Self>;
+
+    /// Runs `f` under the lock.
+    fn with<R>(&self, f: impl FnOnce(&mut u64) -> R) -> Result<R>;
+}
+
+/// Such a lock that survives its holder.
+trait Survivor: Counter {
+    /// Takes the lock and keeps it.
+    fn hold(&self) -> Result;
+
+    /// Waits for the lock, repairs it if its holder died, and gives it back. Returns whether that was so.
+    fn take_over(&self) -> Result<bool>;
+}
+
+impl Counter for Ours {
+    fn create() -> Result<Self> {
+        Ok(Shared::new(Mutex::new(0))?)
+    }
+
+    #[inline(always)]
+    fn with<R>(&self, f: impl FnOnce(&mut u64) -> R) -> Result<R> {
+        let mut guard = self.lock().map_err(LockError::into_error)?;
+        Ok(f(&mut guard))
+    }
+}
+
+impl Survivor for Ours {
+    fn hold(&self) -> Result {
+        std::mem::forget(self.lock().map_err(LockError::into_error)?);
+        Ok(())
+    }
+
+    fn take_over(&self) -> Result<bool> {
+        match self.lock() {
+            Ok(_) => Ok(false),
+            Err(LockError::OwnerDied(guard)) => {
+                guard.mark_consistent();
+                Ok(true)
+            }
+            Err(error) => Err(error.into_error().into()),
+        }
+    }
+}
+
+impl Counter for parking_lot::Mutex<u64> {
+    fn create() -> Result<Self> {
+        Ok(Self::new(0))
+    }
+
+    #[inline(always)]
+    fn with<R>(&self, f: impl FnOnce(&mut u64) -> R) -> Result<R> {
+        Ok(f(&mut self.lock()))
+    }
+}
+
+/// A lock of many readers over a number.
+trait Readable: Sized {
+    /// A free lock over `value`.
+    fn create(value: u64) -> Result<Self>;
+
+    fn read(&self) -> Result<u64>;
+}
+
+impl Readable for parking_lot::RwLock<u64> {
+    fn create(value: u64) -> Result<Self> {
+        Ok(Self::new(value))
+    }
+
+    #[inline(always)]
+    fn read(&self) -> Result<u64> {
+        Ok(*parking_lot::RwLock::read(self))
+    }
+}
+
+/// The cases.
+pub fn cases() -> Vec<Case> {
+    let about = "Uncontended: lock, add one, unlock. Contended: as many processes as the name says, half of them on each \
+                 side, do that without a pause until the counter has reached its target; the share is what the \
+                 process that got least had, of an equal part (1 is fair). pthread's mutexes are \
+                 PTHREAD_PROCESS_SHARED in shared memory, robust or not; parking_lot's locks are in the process. \
+                 Owner death: from the kill of the holder until a sleeping waiter in another process has the lock \
+                 and knows; *lazy*: nobody helps; *swept*: a supervisor sees the pidfd and calls `sweep_all`. pthread's \
+                 robust mutex is woken by the kernel.";
+    let case = |name, metrics, variants| Case {
+        bench: "locks",
+        name,
+        about,
+        metrics,
+        variants,
+    };
+    let metric = |name, unit, better| Metric { name, unit, better };
+    let nanos = || vec![metric("", "ns", Better::Lower)];
+    let rate = || {
+        vec![
+            metric("in all", "M/s", Better::Higher),
+            metric("least share", "", Better::Higher),
+        ]
+    };
+    let delay = || {
+        ["p50", "p99", "most"]
+            .map(|name| metric(name, "ms", Better::Lower))
+            .into()
+    };
+    let many = Count::From(100_000);
+    let some = Count::From(20_000);
+    let kills = Count::Fixed(100, 4);
+    let contended = |name, parties| {
+        case(
+            name,
+            rate(),
+            vec![
+                Variant::new(
+                    OURS,
+                    some,
+                    contended::run::<Ours>("locks.contended.ours", parties),
+                ),
+                Variant::new(
+                    "pthread_robust",
+                    some,
+                    contended::run::<Pthread<Robust>>("locks.contended.pthread_robust", parties),
+                ),
+                Variant::new(
+                    "pthread_shared",
+                    some,
+                    contended::run::<Pthread<JustShared>>("locks.contended.pthread_shared", parties),
+                ),
+            ],
+        )
+    };
+    let death = |name, supervision| {
+        case(
+            name,
+            delay(),
+            vec![
+                Variant::new(OURS, kills, death::run::<Ours>("ours", supervision)),
+                Variant::new(
+                    "pthread_robust",
+                    kills,
+                    death::run::<Pthread<Robust>>("pthread_robust", Supervision::None),
+                ),
+            ],
+        )
+    };
+    vec![
+        case(
+            "uncontended.mutex",
+            nanos(),
+            vec![
+                Variant::new(OURS, many, uncontended::lock::<Ours>),
+                Variant::new("parking_lot", many, uncontended::lock::<parking_lot::Mutex<u64>>),
+                Variant::new("pthread_robust", many, uncontended::lock::<Pthread<Robust>>),
+                Variant::new("pthread_shared", many, uncontended::lock::<Pthread<JustShared>>),
+                Variant::new("python_lock", some, python::run("lock")),
+            ],
+        ),
+        case(
+            "rwlock.read_uncontended",
+            nanos(),
+            vec![
+                Variant::new("parking_lot", many, uncontended::read::<parking_lot::RwLock<u64>>),
+                Variant::new("pthread_shared", many, uncontended::read::<PthreadRwLock>),
+            ],
+        ),
+        case(
+            "value.increment",
+            nanos(),
+            vec![
+                Variant::new("own_mutex", many, uncontended::lock::<Ours>),
+                Variant::new("python_value", some, python::run("value")),
+            ],
+        ),
+        contended("contended2.mutex", 2),
+        contended("contended8.mutex", 8),
+        death("owner_death.lazy", Supervision::None),
+        death("owner_death.swept", Supervision::Sweep),
+    ]
+}
