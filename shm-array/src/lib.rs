@@ -1,7 +1,4 @@
-//! Values, arrays and locks that processes share.
-//!
-//! `Arc<Mutex<T>>` becomes [`Shared<Mutex<T>>`](Shared). The other holder is a *process*: it may be killed while it holds
-//! the lock. Then the next one gets [`LockError::OwnerDied`] with the guard, repairs the data and goes on; nobody hangs.
+#![doc = include_str!("../README.md")]
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
