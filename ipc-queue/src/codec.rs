@@ -9,6 +9,10 @@
 //! Verbatim   the value's bytes
 //! ```
 //!
+//! Handles in a message need descriptors, which wait with the sender (see [`shm_core::broker`]): then the highest bit
+//! of the length is set, and the last bytes are the claim to the deposit. A value is first encoded as if it had no
+//! handles; one that has finds that out itself, and is encoded again.
+//!
 //! # Safety
 //!
 //! `store` and `load` stay within the payload that [`Encoding::payload_len`] asked for: what `encode` produced is
@@ -17,10 +21,12 @@
 
 use crate::error::{DecodeError, EncodeError};
 use crate::layout;
+use postcard::ser_flavors::Flavor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shm_core::Plain;
-use shm_core::handle::SendSession;
+use shm_core::broker::{self, Claim, Deposit};
+use shm_core::handle::{ReceiveSession, SendSession, is_receiving, is_sending};
 use std::mem::MaybeUninit;
 
 /// How messages of type `T` are put into slots: [`Postcard`] or [`Verbatim`]. Sealed.
@@ -41,7 +47,7 @@ pub enum Verbatim {}
 pub enum Refusal {
     /// It has so many bytes.
     TooLarge(usize),
-    /// Its `Serialize` failed.
+    /// Its `Serialize` failed, or its handles cannot be deposited.
     Encode(EncodeError),
 }
 
@@ -76,6 +82,22 @@ pub trait Encoding<T> {
     ///
     /// `slot` is claimed for writing and has the payload that belongs to the `limit` of [`Encoding::encode`].
     unsafe fn store(message: &Self::Staged<'_>, slot: *mut u8);
+
+    /// The descriptors that belong to the message, if it has handles. They are withdrawn with its room unless they are
+    /// left for the receiver.
+    #[inline(always)]
+    fn deposit<'m, 'v>(_message: &'m Self::Staged<'v>) -> Option<&'m Deposit>
+    where
+        T: 'v,
+    {
+        None
+    }
+
+    /// Whether the loaded message has handles; then [`Encoding::decode`] may take some time.
+    #[inline(always)]
+    fn has_handles(_message: &Self::Message) -> bool {
+        false
+    }
 
     /// A message to come.
     fn blank() -> Self::Message;
@@ -156,23 +178,35 @@ impl<T: Plain> Encoding<T> for Verbatim {
 
 /// Bytes before a postcard message in its slot.
 const PREFIX: usize = size_of::<u32>();
+/// In the prefix, beside the length: the message ends with a [`Claim`]. A length alone is never so large.
+const HANDLES: u32 = 1 << 31;
 /// Up to this limit messages are staged on the stack.
 const INLINE: usize = 256;
 
 /// A postcard message outside of its slot.
 #[derive(Debug)]
 pub struct Packet {
-    /// As encoded; or as read from the slot, unchecked.
+    /// As encoded; or as read from the slot, unchecked and with [`HANDLES`].
     len: usize,
     /// The first `len` bytes are initialised where the queue's limit is at most [`INLINE`].
     inline: [MaybeUninit<u8>; INLINE],
     /// The bytes otherwise.
     heap: Vec<u8>,
+    /// Of a message to be sent: what belongs to the claim at its end.
+    deposit: Option<Box<Deposit>>,
 }
 
 impl Packet {
     fn new(heap: Vec<u8>) -> Self {
-        Self { len: 0, inline: [MaybeUninit::uninit(); INLINE], heap }
+        Self { len: 0, inline: [MaybeUninit::uninit(); INLINE], heap, deposit: None }
+    }
+
+    /// Encodes a value behind what is there.
+    #[inline(always)]
+    fn fill<T: Serialize>(&mut self, value: &T, limit: usize) -> postcard::Result<()> {
+        self.len = 0;
+        self.heap.clear();
+        postcard::serialize_with_flavor(value, Filler { packet: self, limit })
     }
 
     /// The message's bytes. The caller bounds `len`.
@@ -194,7 +228,7 @@ struct Filler<'p> {
     limit: usize,
 }
 
-impl postcard::ser_flavors::Flavor for Filler<'_> {
+impl Flavor for Filler<'_> {
     type Output = ();
 
     #[inline]
@@ -248,11 +282,8 @@ impl<T: Serialize + DeserializeOwned> Encoding<T> for Postcard {
 
     #[inline]
     fn encode<'v>(value: &'v T, packet: &'v mut Packet, limit: usize) -> Result<&'v Packet, Refusal> {
-        packet.len = 0;
-        packet.heap.clear();
-        let filler = Filler { packet: &mut *packet, limit };
-        if let Err(error) = postcard::serialize_with_flavor(value, filler) {
-            return Err(Refusal::Encode(why_not(value, error)));
+        if is_sending() || packet.deposit.is_some() || packet.fill(value, limit).is_err() {
+            return encode_with_handles(value, packet, limit);
         }
         if packet.len > limit {
             return Err(Refusal::TooLarge(packet.len));
@@ -271,7 +302,8 @@ impl<T: Serialize + DeserializeOwned> Encoding<T> for Postcard {
                 message.heap.as_ptr()
             };
             #[allow(clippy::cast_possible_truncation, reason = "a slot has at most 2^20 bytes")]
-            slot.cast::<u32>().write(message.len as u32);
+            let prefix = message.len as u32 | if message.deposit.is_some() { HANDLES } else { 0 };
+            slot.cast::<u32>().write(prefix);
             slot.add(PREFIX).copy_from_nonoverlapping(from, message.len);
         }
     }
@@ -299,8 +331,9 @@ impl<T: Serialize + DeserializeOwned> Encoding<T> for Postcard {
         // SAFETY: the slot has a prefix and `limit` bytes; the length is read once and clamped to them. The
         // packet has room for `limit` bytes here or there.
         unsafe {
-            message.len = slot.cast::<u32>().read_volatile() as usize;
-            let len = message.len.min(limit);
+            let prefix = slot.cast::<u32>().read_volatile();
+            message.len = prefix as usize;
+            let len = ((prefix & !HANDLES) as usize).min(limit);
             let from = slot.add(PREFIX);
             if limit <= INLINE {
                 message.inline.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(from, len);
@@ -313,25 +346,85 @@ impl<T: Serialize + DeserializeOwned> Encoding<T> for Postcard {
 
     #[inline]
     fn decode(message: &Packet, limit: usize) -> Result<T, DecodeError> {
-        if message.len > limit {
-            return Err(DecodeError::length(message.bytes(limit, limit), message.len, limit));
+        if message.len > limit || is_receiving() {
+            return decode_apart(message, limit);
         }
-        let bytes = message.bytes(message.len, limit);
-        match postcard::take_from_bytes(bytes) {
-            Ok((value, [])) => Ok(value),
-            Ok((_, rest)) => Err(DecodeError::trailing(bytes, rest.len())),
-            Err(error) => Err(DecodeError::codec(bytes, error)),
-        }
+        decode(message.bytes(message.len, limit))
+    }
+
+    #[inline(always)]
+    fn deposit<'m, 'v>(message: &'m &'v Packet) -> Option<&'m Deposit>
+    where
+        T: 'v,
+    {
+        message.deposit.as_deref()
+    }
+
+    #[inline(always)]
+    fn has_handles(message: &Packet) -> bool {
+        message.len & HANDLES as usize != 0
     }
 }
 
-/// Postcard drops the text of custom errors. The one that users of this workspace will meet is a handle inside
-/// the message; whether that is it, a second try tells, in which handles may be serialised.
+#[inline(always)]
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((value, [])) => Ok(value),
+        Ok((_, rest)) => Err(DecodeError::trailing(bytes, rest.len())),
+        Err(error) => Err(DecodeError::codec(bytes, error)),
+    }
+}
+
+/// Decodes a message with handles, or one whose length is wrong, or any while the thread receives something else: then
+/// the descriptors of that are none of the message's business.
 #[cold]
-fn why_not<T: Serialize>(value: &T, error: postcard::Error) -> EncodeError {
+fn decode_apart<T: DeserializeOwned>(message: &Packet, limit: usize) -> Result<T, DecodeError> {
+    let len = message.len & !(HANDLES as usize);
+    if len > limit {
+        return Err(DecodeError::length(message.bytes(limit, limit), len, limit));
+    }
+    let bytes = message.bytes(len, limit);
+    if len == message.len {
+        let _nothing = ReceiveSession::begin(Vec::new());
+        return decode(bytes);
+    }
+    match bytes.split_last_chunk::<{ Claim::LEN }>() {
+        Some((bytes, claim)) => redeem(bytes, Claim::from_bytes(claim)),
+        None => Err(DecodeError::no_claim(bytes)),
+    }
+}
+
+/// Fetches the handles of a message and decodes it.
+pub(crate) fn redeem<T: DeserializeOwned>(bytes: &[u8], claim: Claim) -> Result<T, DecodeError> {
+    let descriptors = broker::fetch(&claim).map_err(|error| DecodeError::handles(bytes, claim, error))?;
+    let _session = ReceiveSession::begin(descriptors);
+    decode(bytes)
+}
+
+/// Encodes a value that may have handles: where there are some, deposits their descriptors and adds the claim. Apart from
+/// whatever else this thread is sending.
+#[cold]
+fn encode_with_handles<'v, T: Serialize>(
+    value: &T,
+    packet: &'v mut Packet,
+    limit: usize,
+) -> Result<&'v Packet, Refusal> {
+    packet.deposit = None;
     let session = SendSession::begin();
-    let mut nowhere = Packet::new(Vec::new());
-    let filler = Filler { packet: &mut nowhere, limit: 0 };
-    let _ = postcard::serialize_with_flavor(value, filler);
-    if session.finish().is_empty() { EncodeError::codec(error) } else { EncodeError::handle() }
+    packet.fill(value, limit).map_err(|error| Refusal::Encode(EncodeError::codec(error)))?;
+    let descriptors = session.finish();
+    let claim_len = if descriptors.is_empty() { 0 } else { Claim::LEN };
+    let len = packet.len.saturating_add(claim_len);
+    if len > limit {
+        return Err(Refusal::TooLarge(len));
+    }
+    if !descriptors.is_empty() {
+        let deposit = broker::deposit(descriptors);
+        let deposit = deposit.map_err(|error| Refusal::Encode(EncodeError::handle(error)))?;
+        let claim = deposit.claim().to_bytes();
+        let added = Filler { packet, limit }.try_extend(&claim);
+        added.map_err(|error| Refusal::Encode(EncodeError::codec(error)))?;
+        packet.deposit = Some(Box::new(deposit));
+    }
+    Ok(packet)
 }

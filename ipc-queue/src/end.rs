@@ -124,6 +124,7 @@ fn sweep(segment: &Segment, dead: u16) -> bool {
     for side in [Side::Sender, Side::Receiver] {
         control.count(dead, side).store(0, Ordering::SeqCst);
     }
+    control.in_hand(dead).store(0, Ordering::SeqCst);
     shm_core::crash_point!("queue.sweep.uncounted");
     for side in [Side::Sender, Side::Receiver] {
         disconnect::is_gone(segment, control, side);
@@ -216,6 +217,16 @@ impl End {
         &self.segment
     }
 
+    #[inline(always)]
+    pub(crate) fn me(&self) -> u16 {
+        self.me
+    }
+
+    /// Ring, control block, and the segment that they need to live as long as they are used.
+    pub(crate) fn parts(&self) -> (Ring<'static>, NonNull<Control>, Arc<Segment>) {
+        (self.ring, self.control, Arc::clone(&self.segment))
+    }
+
     /// This side's next ticket.
     #[inline(always)]
     pub(crate) fn ticket(&self) -> u64 {
@@ -242,22 +253,23 @@ impl End {
         }
     }
 
+    /// Pushes a message, and returns its ticket.
     #[inline(always)]
-    pub(crate) fn push<T, C: Codec<T>>(&self, message: &C::Staged<'_>) -> Result<(), Miss> {
+    pub(crate) fn push<T, C: Codec<T>>(&self, message: &C::Staged<'_>) -> Result<u64, Miss> {
         // SAFETY: the slot is claimed for writing, and its payload is the one that `limit` came from.
         let write = |slot| unsafe { C::store(message, slot) };
-        match self.ring.try_push(&self.cursor, self.me, write) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        Ok(self.ring.try_push(&self.cursor, self.me, write)?)
     }
 
+    /// Pushes some messages, and returns the first one's ticket and how many.
     #[inline(always)]
-    pub(crate) fn push_batch<T, C: Codec<T>>(&self, messages: &[C::Staged<'_>]) -> Result<usize, Miss> {
+    pub(crate) fn push_batch<T, C: Codec<T>>(
+        &self,
+        messages: &[C::Staged<'_>],
+    ) -> Result<(u64, usize), Miss> {
         // SAFETY: as in `push`; the ring counts from 0 to below the length that it was given.
         let write = |i: usize, slot| unsafe { C::store(messages.get_unchecked(i), slot) };
-        let pushed = self.ring.try_push_batch(&self.cursor, self.me, messages.len(), write);
-        Ok(pushed?.1)
+        Ok(self.ring.try_push_batch(&self.cursor, self.me, messages.len(), write)?)
     }
 
     #[inline(always)]
@@ -267,8 +279,13 @@ impl End {
             self.ring.peek(&self.cursor)?;
             C::make_room(message, self.limit);
         }
-        // SAFETY: the slot is claimed for reading, and its payload is the one that `limit` came from; there is room.
-        let read = |slot| unsafe { C::load(message, slot, self.limit) };
+        let read = |slot| {
+            // SAFETY: the slot is claimed for reading, and its payload is the one that `limit` came from; there is room.
+            unsafe { C::load(message, slot, self.limit) };
+            if C::has_handles(message) {
+                self.take_in_hand();
+            }
+        };
         Ok(self.ring.try_pop(&self.cursor, self.me, read)?)
     }
 
@@ -285,8 +302,15 @@ impl End {
                 C::make_room(message, self.limit);
             }
         }
-        // SAFETY: as in `pop`; the ring counts from 0 to below the maximum that it was given.
-        let read = |i: usize, slot| unsafe { C::load(messages.get_unchecked_mut(i), slot, self.limit) };
+        let read = |i: usize, slot| {
+            // SAFETY: the ring counts from 0 to below the maximum that it was given.
+            let message = unsafe { messages.get_unchecked_mut(i) };
+            // SAFETY: as in `pop`.
+            unsafe { C::load(message, slot, self.limit) };
+            if C::has_handles(message) {
+                self.take_in_hand();
+            }
+        };
         Ok(self.ring.try_pop_batch(&self.cursor, self.me, max, read)?)
     }
 

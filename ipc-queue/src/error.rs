@@ -8,8 +8,10 @@ pub use recv::{RecvBatchError, RecvError, RecvTimeoutError, TryRecvError};
 pub(crate) use send::{Failure, Halt};
 pub use send::{SendBatchError, SendError, SendTimeoutError, TrySendError};
 
+use crate::parcel::Hand;
 use crate::ring::LayoutError;
 use shm_core::SegmentError;
+use shm_core::broker::{Claim, DepositError, FetchError};
 use std::fmt;
 
 const EXHAUSTED: &str = "the queue has carried as many messages as it can number";
@@ -112,7 +114,7 @@ pub struct EncodeError {
 #[derive(Debug)]
 enum EncodeKind {
     Codec(postcard::Error),
-    Handle,
+    Handle(DepositError),
 }
 
 impl EncodeError {
@@ -120,25 +122,23 @@ impl EncodeError {
         Self { kind: EncodeKind::Codec(error) }
     }
 
-    pub(crate) fn handle() -> Self {
-        Self { kind: EncodeKind::Handle }
+    pub(crate) fn handle(error: DepositError) -> Self {
+        Self { kind: EncodeKind::Handle(error) }
     }
 
-    /// The message contains a handle (a sender, shared memory): those travel in arguments of processes and
-    /// tasks and in pipe messages, not in queues.
+    /// The message contains handles (senders, shared memory) that cannot wait for the receiver: there are too many in
+    /// it, or too many of this process's wait already (a quarter of the descriptors that it may open).
     pub fn is_handle(&self) -> bool {
-        matches!(self.kind, EncodeKind::Handle)
+        matches!(self.kind, EncodeKind::Handle(_))
     }
 }
 
 impl fmt::Display for EncodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.kind {
-            EncodeKind::Codec(_) => "the message cannot be serialised",
-            EncodeKind::Handle => {
-                "the message contains a handle; handles cannot be sent through a queue, only outside of it"
-            }
-        })
+        match &self.kind {
+            EncodeKind::Codec(_) => f.write_str("the message cannot be serialised"),
+            EncodeKind::Handle(error) => write!(f, "the handles in the message cannot be sent: {error}"),
+        }
     }
 }
 
@@ -146,13 +146,14 @@ impl std::error::Error for EncodeError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match &self.kind {
             EncodeKind::Codec(error) => Some(error),
-            EncodeKind::Handle => None,
+            // The message has said the rest already.
+            EncodeKind::Handle(error) => error.source(),
         }
     }
 }
 
-/// A message arrived whose bytes are not a value of the receiver's type. It is out of the queue; its bytes are
-/// kept here.
+/// A message arrived whose bytes are not a value of the receiver's type, or whose handles could not be fetched from the
+/// process that sent it. It is out of the queue; its bytes are kept here.
 ///
 /// # Examples
 ///
@@ -177,20 +178,87 @@ pub struct DecodeError {
 enum DecodeReason {
     Codec(postcard::Error),
     Trailing(usize),
-    Length { len: usize, limit: usize },
+    Length {
+        len: usize,
+        limit: usize,
+    },
+    /// Too short for the claim that it should end with.
+    NoClaim,
+    Handles(Box<Missing>),
+}
+
+/// Handles that could not be fetched.
+#[derive(Debug)]
+struct Missing {
+    claim: Claim,
+    error: FetchError,
+    /// Keeps them waiting.
+    hand: Option<Hand>,
 }
 
 impl DecodeError {
+    fn new(bytes: &[u8], reason: DecodeReason) -> Self {
+        Self { bytes: bytes.to_vec(), reason }
+    }
+
     pub(crate) fn codec(bytes: &[u8], error: postcard::Error) -> Self {
-        Self { bytes: bytes.to_vec(), reason: DecodeReason::Codec(error) }
+        Self::new(bytes, DecodeReason::Codec(error))
     }
 
     pub(crate) fn trailing(bytes: &[u8], left: usize) -> Self {
-        Self { bytes: bytes.to_vec(), reason: DecodeReason::Trailing(left) }
+        Self::new(bytes, DecodeReason::Trailing(left))
     }
 
     pub(crate) fn length(bytes: &[u8], len: usize, limit: usize) -> Self {
-        Self { bytes: bytes.to_vec(), reason: DecodeReason::Length { len, limit } }
+        Self::new(bytes, DecodeReason::Length { len, limit })
+    }
+
+    pub(crate) fn no_claim(bytes: &[u8]) -> Self {
+        Self::new(bytes, DecodeReason::NoClaim)
+    }
+
+    pub(crate) fn handles(bytes: &[u8], claim: Claim, error: FetchError) -> Self {
+        Self::new(bytes, DecodeReason::Handles(Box::new(Missing { claim, error, hand: None })))
+    }
+
+    /// Keeps the handles waiting if another try may fetch them.
+    pub(crate) fn with_hand(mut self, hand: Option<Hand>) -> Self {
+        if let DecodeReason::Handles(missing) = &mut self.reason {
+            missing.hand = hand.filter(|_| missing.error.is_temporary());
+        }
+        self
+    }
+
+    /// What another try needs, or the error as it is.
+    pub(crate) fn retry(self) -> Result<(Vec<u8>, Claim, Option<Hand>), Self> {
+        match self.reason {
+            DecodeReason::Handles(missing) => Ok((self.bytes, missing.claim, missing.hand)),
+            reason => Err(Self { bytes: self.bytes, reason }),
+        }
+    }
+
+    /// The message has handles, and they could not be fetched from the process that sent it. The source is a
+    /// [`FetchError`](shm_core::broker::FetchError).
+    pub fn is_handle(&self) -> bool {
+        self.missing().is_some()
+    }
+
+    /// The message has handles, and the process that sent it has ended before they were fetched.
+    pub fn is_sender_gone(&self) -> bool {
+        matches!(self.missing(), Some(FetchError::Gone))
+    }
+
+    /// The message has handles that could not be fetched *now*: the process that sent it is stopped, or descriptors ran
+    /// out. They wait as long as this error exists: see [`Receiver::redeem`](crate::Receiver::redeem).
+    pub fn is_temporary(&self) -> bool {
+        self.missing().is_some_and(FetchError::is_temporary)
+    }
+
+    fn missing(&self) -> Option<&FetchError> {
+        match &self.reason {
+            DecodeReason::Handles(missing) => Some(&missing.error),
+            _ => None,
+        }
     }
 
     /// The bytes of the message.
@@ -224,6 +292,10 @@ impl fmt::Display for DecodeError {
             DecodeReason::Length { len, limit } => {
                 write!(f, "a message claims {len} bytes where a slot has {limit}")
             }
+            DecodeReason::NoClaim => write!(f, "a message of {len} bytes is too short to have handles"),
+            DecodeReason::Handles(missing) => {
+                write!(f, "the handles in a message of {len} bytes cannot be fetched: {}", missing.error)
+            }
         }
     }
 }
@@ -232,6 +304,7 @@ impl std::error::Error for DecodeError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match &self.reason {
             DecodeReason::Codec(error) => Some(error),
+            DecodeReason::Handles(missing) => Some(&missing.error),
             _ => None,
         }
     }

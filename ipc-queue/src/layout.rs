@@ -5,8 +5,9 @@
 //! 128    gone        which sides nobody holds any more; the epoch of handles that travelled
 //! 256    not_empty   where receivers sleep
 //! 384    not_full    where senders sleep
-//! 512    counts      per participant: how many senders and receivers its process holds
-//! 8704   ring        slots
+//! 512    counts      per participant: how many senders and receivers its process holds, and how many messages with
+//!                    handles it has in hand
+//! 12800  ring        slots
 //! ```
 //!
 //! Lines that different parties write lie 128 bytes apart: processors fetch cache lines in pairs.
@@ -21,7 +22,7 @@ use std::mem::offset_of;
 /// What a segment of this crate says it is.
 pub(crate) const KIND: u32 = u32::from_le_bytes(*b"ipcq");
 /// Changes whenever bodies of old and new programs would misunderstand each other.
-pub(crate) const VERSION: u64 = 1;
+pub(crate) const VERSION: u64 = 2;
 /// Where the ring starts in the body.
 pub(crate) const RING_START: usize = size_of::<Control>();
 
@@ -97,11 +98,14 @@ struct Gone {
     epoch: AtomicU64,
 }
 
-/// How many handles of each side one participant's process holds.
+/// What one participant's process holds.
 #[derive(Debug)]
 #[repr(C)]
 struct Counts {
+    /// Handles of each side.
     sides: [AtomicU32; 2],
+    /// See [`Control::in_hand`].
+    in_hand: AtomicU32,
 }
 
 impl Control {
@@ -150,6 +154,12 @@ impl Control {
         }
     }
 
+    /// How many messages with handles the participant's process has taken whose handles it is still fetching.
+    pub(crate) fn in_hand(&self, participant: u16) -> &AtomicU32 {
+        let entry = self.counts.get(usize::from(participant.min(MAX_PARTICIPANTS)));
+        &entry.expect("the index was just bounded").in_hand
+    }
+
     /// The line on which handles of `side` sleep.
     #[inline(always)]
     pub(crate) fn sleeps(&self, side: Side) -> &WaitLine {
@@ -165,5 +175,5 @@ const _: () = {
     assert!(offset_of!(Control, not_empty) == 256);
     assert!(offset_of!(Control, not_full) == 384);
     assert!(offset_of!(Control, counts) == 512);
-    assert!(RING_START == 8704 && RING_START % 64 == 0);
+    assert!(RING_START == 12800 && RING_START % 64 == 0);
 };

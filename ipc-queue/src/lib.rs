@@ -26,6 +26,8 @@ mod error;
 mod layout;
 #[cfg(not(loom))]
 mod receiver;
+#[cfg(not(loom))]
+mod parcel;
 pub mod ring;
 #[cfg(not(loom))]
 mod sender;

@@ -1,11 +1,12 @@
 //! The receiving end.
 
-use crate::codec::{Codec, Postcard, Verbatim};
+use crate::codec::{Codec, Postcard, Verbatim, redeem};
 use crate::end::End;
-use crate::error::{Dry, RecvBatchError, RecvError, RecvTimeoutError, TryRecvError};
+use crate::error::{DecodeError, Dry, RecvBatchError, RecvError, RecvTimeoutError, TryRecvError};
 use crate::layout::Side;
 use crate::ring::MAX_SPAN;
 use crate::wait::{Patience, Stop};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::iter::FusedIterator;
@@ -103,7 +104,7 @@ impl<T, C: Codec<T>> Receiver<T, C> {
         let mut message = C::blank();
         loop {
             match self.take(&mut message, Patience::Forever) {
-                Ok(()) => return C::decode(&message, self.end.limit()).map_err(RecvError::from),
+                Ok(()) => return self.open(&message).map_err(RecvError::from),
                 Err(stop) => {
                     if let Some(dry) = nothing(stop) {
                         return Err(dry.into());
@@ -139,7 +140,7 @@ impl<T, C: Codec<T>> Receiver<T, C> {
     pub fn try_recv(&self) -> Result<T, TryRecvError> {
         let mut message = C::blank();
         match self.take(&mut message, Patience::None) {
-            Ok(()) => C::decode(&message, self.end.limit()).map_err(TryRecvError::from),
+            Ok(()) => self.open(&message).map_err(TryRecvError::from),
             Err(stop) => Err(nothing(stop).map_or(TryRecvError::Empty, TryRecvError::from)),
         }
     }
@@ -175,7 +176,7 @@ impl<T, C: Codec<T>> Receiver<T, C> {
     fn recv_patiently(&self, patience: Patience) -> Result<T, RecvTimeoutError> {
         let mut message = C::blank();
         match self.take(&mut message, patience) {
-            Ok(()) => C::decode(&message, self.end.limit()).map_err(RecvTimeoutError::from),
+            Ok(()) => self.open(&message).map_err(RecvTimeoutError::from),
             Err(stop) => Err(nothing(stop).map_or(RecvTimeoutError::Timeout, RecvTimeoutError::from)),
         }
     }
@@ -268,10 +269,26 @@ impl<T, C: Codec<T>> Receiver<T, C> {
         Ok(())
     }
 
+    /// Decodes a message that was taken.
+    #[inline(always)]
+    fn open(&self, message: &C::Message) -> Result<T, DecodeError> {
+        if C::has_handles(message) {
+            return self.open_parcel(message);
+        }
+        C::decode(message, self.end.limit())
+    }
+
+    /// Decodes a message with handles, for which [`End::take_in_hand`] has counted.
+    #[cold]
+    fn open_parcel(&self, message: &C::Message) -> Result<T, DecodeError> {
+        let hand = self.end.hand();
+        C::decode(message, self.end.limit()).map_err(|error| error.with_hand(Some(hand)))
+    }
+
     /// Up to `max` messages; `None` if patience ran out before the first.
     fn take_batch(&self, max: usize, patience: Patience) -> Result<Option<Vec<T>>, RecvBatchError<T>> {
         self.end.check().map_err(|_| Dry::Forked)?;
-        let (limit, span) = (self.end.limit(), max.min(MAX_SPAN).min(self.capacity()));
+        let span = max.min(MAX_SPAN).min(self.capacity());
         let mut messages: Vec<C::Message> = Vec::with_capacity(span);
         let (mut received, mut failed) = (Vec::with_capacity(span), Vec::new());
         loop {
@@ -291,8 +308,9 @@ impl<T, C: Codec<T>> Receiver<T, C> {
                 Ok(taken) => taken,
             };
             self.end.done(taken);
-            for message in &messages[..taken] {
-                match C::decode(message, limit) {
+            let unopened = Unopened::<T, C> { end: &self.end, messages: &messages[..taken] };
+            for message in unopened {
+                match self.open(message) {
                     Ok(value) => received.push(value),
                     Err(error) => failed.push(error),
                 }
@@ -325,6 +343,58 @@ impl<T, C: Codec<T>> Receiver<T, C> {
     /// is an `Err` item, and the iteration goes on.
     pub fn try_iter(&self) -> TryIter<'_, T, C> {
         TryIter { receiver: self }
+    }
+}
+
+impl<T: Serialize + DeserializeOwned> Receiver<T> {
+    /// Tries again to fetch the handles of a message whose [`DecodeError`] is
+    /// [temporary](DecodeError::is_temporary). Blocks for the process that sent it, at most for 5 seconds.
+    ///
+    /// # Errors
+    ///
+    /// As [`Receiver::recv`] for the message; an error of another kind comes back as it is.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use ipc_queue::{Receiver, RecvError, Sender};
+    /// # let (_tx, rx) = ipc_queue::bounded::<Sender<u32>>(4)?;
+    /// let message = match rx.recv() {
+    ///     Err(RecvError::Decode(error)) if error.is_temporary() => rx.redeem(error)?,
+    ///     message => message?,
+    /// };
+    /// # Ok(()) }
+    /// ```
+    pub fn redeem(&self, error: DecodeError) -> Result<T, DecodeError> {
+        let (bytes, claim, hand) = error.retry()?;
+        redeem(&bytes, claim).map_err(|error| error.with_hand(hand))
+    }
+}
+
+/// Messages that were taken and not decoded yet.
+struct Unopened<'a, T, C: Codec<T>> {
+    end: &'a End,
+    messages: &'a [C::Message],
+}
+
+impl<'a, T, C: Codec<T>> Iterator for Unopened<'a, T, C> {
+    type Item = &'a C::Message;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Self::Item> {
+        let (first, rest) = self.messages.split_first()?;
+        self.messages = rest;
+        Some(first)
+    }
+}
+
+impl<T, C: Codec<T>> Drop for Unopened<'_, T, C> {
+    fn drop(&mut self) {
+        // There are some only if decoding another one has panicked.
+        for _ in self.messages.iter().filter(|message| C::has_handles(message)) {
+            drop(self.end.hand());
+        }
     }
 }
 

@@ -285,10 +285,16 @@ impl<T, C: Codec<T>> Sender<T, C> {
                 let attempt = || self.end.push_batch::<T, C>(rest);
                 let pushed = attempt().or_else(|miss| self.end.retry(miss, patience, attempt));
                 match (pushed, patience) {
-                    (Ok(count), _) => {
+                    (Ok((first, count)), _) => {
                         self.end.done(count);
                         *sent += count;
-                        rest = &rest[count..];
+                        let (pushed, unsent) = rest.split_at(count);
+                        for (ticket, message) in (first..).zip(pushed) {
+                            if let Some(deposit) = C::deposit(message) {
+                                self.end.leave_deposit(deposit, ticket);
+                            }
+                        }
+                        rest = unsent;
                     }
                     (Err(Stop::Late), Patience::Forever) => {}
                     (Err(stop), _) => return Err(stop.into()),
@@ -307,10 +313,14 @@ impl<T, C: Codec<T>> Sender<T, C> {
         let message = C::encode(value, &mut room, self.end.limit())
             .map_err(|refusal| Unsent::Failed(self.refused(refusal)))?;
         let attempt = || self.end.push::<T, C>(&message);
-        if let Err(miss) = attempt() {
-            self.end.retry(miss, patience, attempt)?;
-        }
+        let ticket = match attempt() {
+            Ok(ticket) => ticket,
+            Err(miss) => self.end.retry(miss, patience, attempt)?,
+        };
         self.end.done(1);
+        if let Some(deposit) = C::deposit(&message) {
+            self.end.leave_deposit(deposit, ticket);
+        }
         Ok(())
     }
 

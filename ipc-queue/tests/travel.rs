@@ -4,19 +4,20 @@
 mod common;
 
 use common::watchdog;
-use ipc_queue::{PlainReceiver, Receiver, SendError, Sender, bounded, bounded_plain};
+use ipc_queue::{PlainReceiver, Receiver, SendError, Sender, bounded, bounded_plain, builder};
 use serde::{Deserialize, Serialize};
 use shm_core::handle::{ReceiveSession, SendSession};
 use std::time::Duration;
 
 #[test]
-fn a_handle_as_a_message_is_refused_with_the_reason() {
+fn too_many_handles_in_a_message_are_refused_with_the_reason() {
     let _dog = watchdog();
-    let (tx, rx) = bounded::<Sender<u8>>(1).expect("a queue");
+    let (tx, rx) = builder::<Vec<Sender<u8>>>().capacity(1).slot_bytes(8192).build().expect("a queue");
     let (inner, _inner_rx) = bounded::<u8>(1).expect("a queue");
-    let error = tx.send(inner).expect_err("a handle");
+    let error = tx.send(vec![inner; 251]).expect_err("more than fit beside one message");
     assert!(matches!(&error, SendError::Encode { reason, .. } if reason.is_handle()));
-    assert!(error.to_string().contains("handle"));
+    assert!(error.to_string().contains("251 descriptors are more than the 250"), "{error}");
+    assert_eq!(error.into_inner().len(), 251);
     assert!(rx.is_empty());
 }
 

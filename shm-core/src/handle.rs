@@ -26,7 +26,7 @@
 //! # drop(descriptor); Ok(()) }
 //! ```
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
 
 /// A handle was serialised where no descriptors can travel, for example into a file or a plain byte vector.
@@ -45,8 +45,27 @@ pub struct MissingDescriptor {
 }
 
 thread_local! {
+    /// Open sessions of this thread: sending, receiving. Apart, because these need no destructor: a plain load tells.
+    static OPEN: [Cell<u32>; 2] = const { [Cell::new(0), Cell::new(0)] };
     static SENDING: RefCell<Vec<Vec<OwnedFd>>> = const { RefCell::new(Vec::new()) };
     static RECEIVING: RefCell<Vec<Vec<Option<OwnedFd>>>> = const { RefCell::new(Vec::new()) };
+}
+
+fn count(session: usize, step: fn(u32, u32) -> u32) {
+    OPEN.with(|open| open[session].set(step(open[session].get(), 1)));
+}
+
+/// Whether a send session of this thread is open, so that a handle that is serialised now would join it. Whoever
+/// serialises something for another destination opens a session of its own then.
+#[inline(always)]
+pub fn is_sending() -> bool {
+    OPEN.with(|open| open[0].get() != 0)
+}
+
+/// Whether a receive session of this thread is open, as [`is_sending`].
+#[inline(always)]
+pub fn is_receiving() -> bool {
+    OPEN.with(|open| open[1].get() != 0)
 }
 
 /// Collects the descriptors of the handles that this thread serialises until [`SendSession::finish`].
@@ -63,6 +82,7 @@ impl SendSession {
     /// Opens a session for this thread.
     pub fn begin() -> Self {
         SENDING.with_borrow_mut(|stack| stack.push(Vec::new()));
+        count(0, u32::wrapping_add);
         Self { _thread: std::marker::PhantomData }
     }
 
@@ -95,6 +115,7 @@ impl SendSession {
 
 impl Drop for SendSession {
     fn drop(&mut self) {
+        count(0, u32::wrapping_sub);
         // Closed after the borrow ends, and not at all if the thread's storage is already gone.
         drop(SENDING.try_with(|stack| stack.borrow_mut().pop()));
     }
@@ -127,12 +148,14 @@ impl ReceiveSession {
     /// Opens a session for this thread with the descriptors that arrived beside the bytes.
     pub fn begin(descriptors: Vec<OwnedFd>) -> Self {
         RECEIVING.with_borrow_mut(|stack| stack.push(descriptors.into_iter().map(Some).collect()));
+        count(1, u32::wrapping_add);
         Self { _thread: std::marker::PhantomData }
     }
 }
 
 impl Drop for ReceiveSession {
     fn drop(&mut self) {
+        count(1, u32::wrapping_sub);
         drop(RECEIVING.try_with(|stack| stack.borrow_mut().pop()));
     }
 }
@@ -176,11 +199,14 @@ mod tests {
 
     #[test]
     fn sessions_nest() {
+        assert!(!is_sending() && !is_receiving());
         let outer = SendSession::begin();
+        assert!(is_sending() && !is_receiving());
         send_descriptor(null()).expect("a session is open");
         let inner = SendSession::begin();
         assert_eq!(inner.finish().len(), 0);
         assert_eq!(send_descriptor(null()), Ok(1));
         assert_eq!(outer.finish().len(), 2);
+        assert!(!is_sending());
     }
 }

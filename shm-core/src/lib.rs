@@ -15,6 +15,7 @@
 //! | [`wait`], [`futex`] | blocking with one policy; the word that processes sleep on |
 //! | [`sync`] | the only source of atomics and cells; loom's under `--cfg loom` |
 //! | [`handle`], [`socket`] | descriptors that travel beside serialised bytes |
+//! | [`broker`] | descriptors that wait with their sender, for messages without a socket |
 //! | [`fork`] | telling a forked child from its parent |
 //! | [`crash`] | named steps at which a test kills its process |
 //!
@@ -27,6 +28,8 @@
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("shm-core needs 64-bit addresses");
 
+#[cfg(not(loom))]
+pub mod broker;
 pub mod crash;
 pub mod deaths;
 pub mod futex;

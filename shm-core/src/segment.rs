@@ -478,6 +478,17 @@ impl Segment {
         files::is_locked(self.descriptor(), TOKEN_BYTE + u64::from(lane)).unwrap_or(true)
     }
 
+    /// Lets go of the lane of a token that is kept in the segment's own service (in a message of the queue that it is a
+    /// handle of): such a handle keeps nobody alive. Whoever receives it holds another handle. Nothing happens if
+    /// `token` is of another segment or lane.
+    pub fn disarm(&self, token: BorrowedFd<'_>, lane: u32) {
+        let ours = |fd| rustix::fs::fstat(fd).ok().map(|stat| (stat.st_dev, stat.st_ino));
+        if ours(token).is_some_and(|key| key == (self.key.device, self.key.inode)) {
+            // It cannot fail for a descriptor that is open; if it did, the handle would stay in flight.
+            let _ = files::unlock(token, TOKEN_BYTE + u64::from(lane));
+        }
+    }
+
     /// Counts a handle of this process in a lane, so that a child of this process inherits it.
     ///
     /// A child that is forked while the count is not zero keeps the lane [in flight](Segment::in_flight) until it has
