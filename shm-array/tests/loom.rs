@@ -1,0 +1,85 @@
+//! Models of the locks: every interleaving and every stale read that the memory model allows, within the preemption
+//! bound, on the real code.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test --profile loom -p shm-array --test loom`
+//!
+//! A process is a thread that says which one it is; it dies where it says so, forgets what it holds and ends. In a model
+//! a wait without a deadline must be woken, unless its holder may die; one with a deadline gives up at once.
+#![cfg(loom)]
+
+#[path = "loom/condvar.rs"]
+mod condvar;
+#[path = "loom/mutex.rs"]
+mod mutex;
+
+use shm_array::lock::orderings;
+use shm_core::sync::weakened;
+
+/// Explores `body`, with at most two preemptions unless the environment says otherwise.
+fn explore(body: fn()) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound.get_or_insert(2);
+    builder.check(body);
+}
+
+/// Each model under its own name.
+macro_rules! models {
+    ($($name:ident)*) => {
+        mod model {
+            $(
+                #[test]
+                fn $name() {
+                    crate::explore(super::$name);
+                }
+            )*
+        }
+    };
+}
+use models;
+
+/// Which model notices which weakened ordering, and as what.
+type Control = (&'static str, fn(), &'static str);
+
+/// Loom's words for data that two use at once, and for a sleeper that nobody wakes.
+const RACE: &str = "Causality violation";
+const STUCK: &str = "deadlock";
+
+const ORDERINGS: &[&[&str]] = &[orderings::RAW, orderings::CONDVAR];
+const CONTROLS: &[&[Control]] = &[mutex::CONTROLS, condvar::CONTROLS];
+
+/// The ordering that [`control`] weakens, if it is run by the test below.
+const WEAKEN: &str = "LOCK_MODEL_WEAKEN";
+
+/// A deadlock in a model aborts the process, so each control has one of its own.
+#[test]
+fn each_weakened_ordering_is_caught() {
+    let controls = || CONTROLS.iter().copied().flatten();
+    for name in ORDERINGS.iter().copied().flatten() {
+        assert!(controls().any(|(control, ..)| control == name), "no control for {name}");
+    }
+    for (name, _, symptom) in controls() {
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "control", "--nocapture"])
+            .env(WEAKEN, name)
+            .env("RUST_BACKTRACE", "0")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&child.stderr);
+        assert!(!child.status.success(), "no model notices that {name} is weakened");
+        assert!(text.contains(symptom), "{name} weakened: {symptom} expected, got {text}");
+    }
+}
+
+/// One control; nothing unless the test above says which.
+#[test]
+fn control() {
+    let Ok(weak) = std::env::var(WEAKEN) else { return };
+    std::thread::spawn(|| {
+        std::thread::sleep(std::time::Duration::from_secs(120));
+        eprintln!("the watchdog barks");
+        std::process::exit(86);
+    });
+    let mut controls = CONTROLS.iter().copied().flatten();
+    let (name, model, _) = controls.find(|(name, ..)| *name == weak).expect("a control of that name");
+    weakened(name, || explore(*model));
+}
