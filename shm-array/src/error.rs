@@ -35,6 +35,15 @@ pub(crate) enum Kind {
     Mismatch {
         what: &'static str,
     },
+    /// The process itself has no room for a copy.
+    Allocation {
+        len: u64,
+    },
+    /// A view whose shape does not fit.
+    #[cfg(feature = "ndarray")]
+    Shape {
+        reason: String,
+    },
 }
 
 impl From<Kind> for Error {
@@ -75,7 +84,8 @@ impl Error {
 
     /// The machine, or the control group of this process, has too little memory left.
     pub fn is_out_of_memory(&self) -> bool {
-        self.as_segment_error().is_some_and(SegmentError::is_out_of_memory)
+        matches!(&*self.0, Kind::Allocation { .. })
+            || self.as_segment_error().is_some_and(SegmentError::is_out_of_memory)
     }
 
     /// An argument or index is outside its range.
@@ -108,6 +118,10 @@ impl Error {
 
     /// The memory or the handle is not what was expected: another type, layout, size or version.
     pub fn is_mismatch(&self) -> bool {
+        #[cfg(feature = "ndarray")]
+        if matches!(&*self.0, Kind::Shape { .. }) {
+            return true;
+        }
         matches!(&*self.0, Kind::Mismatch { .. })
             || self.as_segment_error().is_some_and(SegmentError::is_foreign)
     }
@@ -140,6 +154,9 @@ impl fmt::Display for Error {
                 write!(f, "{what} {index} is out of range: there are {len}")
             }
             Kind::Corrupt { what } => write!(f, "shared memory was overwritten: {what} makes no sense"),
+            Kind::Allocation { len } => write!(f, "not enough memory for a copy of {len} elements"),
+            #[cfg(feature = "ndarray")]
+            Kind::Shape { reason } => write!(f, "the shape does not fit the elements: {reason}"),
             Kind::Mismatch { what } => write!(f, "not the expected shared data: {what} differs"),
         }
     }

@@ -29,9 +29,11 @@ pub use native::*;
 #[cfg(not(loom))]
 mod native {
     pub use crate::arena::{ArenaUsage, arena_usage};
+    pub use crate::array::{ArrayBuilder, ArrayGuard, ArrayReadGuard, Atomic, Chunk, Chunks, SharedArray};
     pub use crate::error::{Error, Result};
-    pub use crate::shared::{Shared, SharedBuilder};
+    pub use crate::frozen::FrozenArray;
     pub use crate::memory::SharedMemory;
+    pub use crate::shared::{Shared, SharedBuilder};
     pub use shm_core::ShmSafe;
 }
 

@@ -25,7 +25,7 @@ mod line;
 pub mod lock_api;
 mod mutex;
 mod once;
-mod raw;
+pub(crate) mod raw;
 mod reentrant;
 mod rwlock;
 mod semaphore;

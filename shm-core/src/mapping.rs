@@ -173,7 +173,8 @@ impl SharedMapping {
     pub fn prefault(&self, offset: u64, len: u64) -> Result<(), SegmentError> {
         let (offset, len) = self.pages(offset, len)?;
         check_available(len)?;
-        let (start, pages) = (offset as usize, len as usize);
+        let fits = |n| usize::try_from(n).expect("inside a mapping");
+        let (start, pages, page) = (fits(offset), fits(len), fits(PAGE));
         match self.map.advise_range(Advice::PopulateWrite, start, pages.min(self.len() - start)) {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
             // A page that cannot be had is reported as a bad address.
@@ -184,9 +185,9 @@ impl SharedMapping {
         }
         // Before Linux 5.14.
         files::commit(&self.descriptor, offset, len).map_err(|source| out_of_memory(len, source))?;
-        for page in (start..start + pages).step_by(PAGE as usize) {
+        for at in (start..start + pages).step_by(page) {
             // SAFETY: inside the mapping, with memory behind it; an atomic that changes nothing may meet any other use.
-            unsafe { crate::sync::AtomicU8::from_ptr(self.base().as_ptr().add(page)) }
+            unsafe { crate::sync::AtomicU8::from_ptr(self.base().as_ptr().add(at)) }
                 .fetch_or(0, Ordering::Relaxed);
         }
         Ok(())

@@ -68,6 +68,19 @@ impl Owner {
         self.0.get() & GENERATION_MASK
     }
 
+    /// The token that the index had before. Where this one is alive, that one is dead.
+    pub const fn predecessor(self) -> Self {
+        let index = (self.index() as u32) << GENERATION_BITS;
+        match Self::from_bits(index | (self.generation() - 1)) {
+            Some(before) => before,
+            // The circle has no zero.
+            None => Self(match NonZeroU32::new(index | GENERATION_MASK) {
+                Some(before) => before,
+                None => panic!("not zero"),
+            }),
+        }
+    }
+
     /// The token of a participant index and its generation.
     #[allow(clippy::cast_possible_truncation, reason = "the remainder has 20 bits")]
     pub(crate) const fn new(index: u16, generation: u64) -> Self {

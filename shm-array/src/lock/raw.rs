@@ -19,6 +19,7 @@
 //! HELD(dead) --take over--> HELD(me), OwnerDied    one compare-and-swap from the exact word, after the oracle's proof
 //! HELD(me)   --retire-->    OUT_OF_USE             the data was not repaired: everybody is told
 //! OUT_OF_USE --renew-->     HELD(me)               new data
+//! HELD(me)   --put back-->  HELD(dead)             taken over, and left to the next
 //! ```
 //!
 //! A waiter polls briefly, sets WAITERS and sleeps on the word, in slices. It asks the oracle about the owner in the
@@ -209,6 +210,26 @@ impl RawLock {
     pub(crate) fn unlock_here(&self) {
         if self.is_held_here() == Ok(true) {
             self.unlock(&Held::new(Data::Good));
+        }
+    }
+
+    /// Gives the lock back as it was found: after an owner's death to the dead, so that the next one takes over and is told.
+    /// For whoever was told and can do nothing about it.
+    #[cfg(not(loom))]
+    pub(crate) fn put_back(&self, held: &Held) {
+        match Owner::here(self) {
+            Ok(me) if held.check().is_ok() && held.data.get() == Data::OwnerDied => {
+                // HELD(me) => HELD(dead): whoever had this index before is dead, and its token is not used again.
+                // SYNC lock: as in `unlock`.
+                let before = self
+                    .word
+                    .word()
+                    .swap(me.predecessor().bits(), ordering("lock.release", Ordering::Release));
+                if before & WAITERS != 0 {
+                    self.wake_one();
+                }
+            }
+            _ => self.unlock(held),
         }
     }
 

@@ -113,6 +113,12 @@ impl<T> RwLock<T> {
         }
     }
 
+    /// Takes the lock if it is out of use; the caller writes new data.
+    #[cfg(not(loom))]
+    pub(crate) fn renew(&self) -> Result<RwLockWriteGuard<'_, T>, LockError<RwLockWriteGuard<'_, T>>> {
+        self.writer(self.raw.renew())
+    }
+
     /// The data, out of the lock.
     ///
     /// # Errors
@@ -301,6 +307,13 @@ impl<'a, T: ?Sized> RwLockWriteGuard<'a, T> {
     /// Says that the data is whole again, after `OwnerDied` or `Poisoned`: the next ones get the lock as usual.
     pub fn mark_consistent(&self) {
         self.held.mark_consistent();
+    }
+
+    /// Gives the lock back as it was found: after `OwnerDied`, the next writer is told again.
+    #[cfg(not(loom))]
+    pub(crate) fn put_back(this: Self) {
+        let this = ManuallyDrop::new(this);
+        this.lock.raw.put_back(&this.held);
     }
 
     /// Becomes a read guard; no other writer gets in between. Never blocks; wakes the readers that wait.

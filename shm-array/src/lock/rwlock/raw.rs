@@ -23,6 +23,8 @@
 //! HELD(me)      --release-->   FREE, OUT_OF_USE       out of use after an owner's death that nobody repaired
 //! PENDING(dead) --any waiter-->      FREE             it has not touched the data
 //! HELD(dead)    --another writer-->  HELD(me)         and it is told; no reader was let in since
+//! HELD(me)      --put back-->  HELD(dead)             taken over, and left to the next
+//! OUT_OF_USE    --renew-->     HELD(me)               new data
 //! ```
 //!
 //! # Normal path
@@ -344,6 +346,34 @@ impl RawRwLock {
         };
         crash_point!("rwlock.write.left");
         self.turn.notify(ALL);
+    }
+
+    /// Gives the whole lock back as it was found: after an owner's death to the dead, so that the next writer takes over and
+    /// is told. For whoever was told and can do nothing about it.
+    #[cfg(not(loom))]
+    pub(super) fn put_back(&self, held: &Held) {
+        match self.me() {
+            Ok(me) if held.check().is_ok() && held.data() == Data::OwnerDied => {
+                // HELD(me) => HELD(dead): whoever had this index before is dead, and its token is not used again.
+                // SYNC rwlock: as in `unlock_write`.
+                self.word.swap(me.predecessor().bits(), ordering("rwlock.unlock", Ordering::SeqCst));
+                self.turn.notify(ALL);
+            }
+            _ => self.unlock_write(held),
+        }
+    }
+
+    /// Takes the whole lock if it is out of use; the caller writes new data. Never blocks.
+    #[cfg(not(loom))]
+    pub(super) fn renew(&self) -> Result<Held, Refused> {
+        let me = self.me()?;
+        // Relaxed: compared by the swap.
+        let word = self.word.load(Ordering::Relaxed);
+        match Writer::of(word) {
+            // OUT_OF_USE => HELD(me). Nobody reads: the last writer was alone, and nobody got in since.
+            Writer::OutOfUse if self.swap(word, me.bits()).is_ok() => Ok(Held::new(Data::Good)),
+            _ => Err(Refused::WouldBlock),
+        }
     }
 
     /// Makes a read lock of the write lock; nobody writes in between. The data is good or poisoned.
