@@ -51,8 +51,16 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
+
+mod attached;
+mod removal;
+
+pub use removal::{scavenge, unlink};
+
+use attached::Attached;
+pub(crate) use removal::{Name, remove};
+use removal::{remove_if_dead, scan};
 
 /// The longest name, in bytes.
 pub const MAX_NAME: usize = 255;
@@ -329,8 +337,23 @@ impl NamedMemory {
         .map_err(SegmentError::system("making shared memory persist"))
     }
 
+    /// The file, which carries nobody's locks.
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.attached.first.descriptor()
+    }
+
+    /// The name, for another that holds the memory.
+    pub(crate) fn copy_name(&self) -> Name {
+        Name { name: self.name.name.clone(), id: self.name.id }
+    }
+
+    /// Stops holding the memory, without looking whether anybody else does.
+    pub(crate) fn into_name(self) -> Name {
+        self.name
+    }
+
     /// New memory that has its first name still.
-    fn under_first_name(len: usize) -> Result<Self, SegmentError> {
+    pub(crate) fn under_first_name(len: usize) -> Result<Self, SegmentError> {
         let len = len as u64;
         match len {
             0 => return Err(Kind::Empty.into()),
@@ -381,7 +404,7 @@ impl NamedMemory {
     }
 
     /// Replaces the first name by this one.
-    fn publish(&mut self, name: &str) -> Result<(), SegmentError> {
+    pub(crate) fn publish(&mut self, name: &str) -> Result<(), SegmentError> {
         let path = names::path(name);
         for _ in 0..ATTEMPTS {
             match names::rename(&names::path(&self.name.name), &path) {
@@ -408,99 +431,6 @@ impl fmt::Debug for NamedMemory {
             .field("name", &self.name())
             .field("len", &self.len())
             .finish_non_exhaustive()
-    }
-}
-
-/// Takes a name away, whatever memory it leads to and whoever created it. The memory stays with its holders.
-///
-/// # Errors
-///
-/// `is_not_found`, `is_bad_name`, or the system's error.
-pub fn unlink(name: &str) -> Result<(), SegmentError> {
-    check_name(name)?;
-    remove(name, None)
-}
-
-/// Removes the names of what was created here and whose every holder is gone, of this user. Returns how many.
-///
-/// Only locks count as holding. A process that uses the memory in another way, as Python does, keeps it, but
-/// loses the name; [`NamedMemory::persist`] prevents it. Never blocks.
-///
-/// # Errors
-///
-/// The system's, if the names cannot be listed.
-pub fn scavenge() -> Result<usize, SegmentError> {
-    scan(usize::MAX).map_err(SegmentError::system("listing shared memory"))
-}
-
-/// The mappings of this process: the first one, and in a forked child the one that it made itself.
-struct Attached {
-    first: SharedMapping,
-    /// Set inside the fork window only, so that no child inherits it half set.
-    again: OnceLock<Box<Attached>>,
-}
-
-impl Attached {
-    /// Takes a holder's lock and maps. Nothing if somebody has locked the file to remove it.
-    fn new(descriptor: OwnedFd, len: u64) -> Result<Option<Self>, SegmentError> {
-        let _window = crate::fork::window();
-        let own = files::reopen(descriptor.as_fd())
-            .map_err(SegmentError::system("opening shared memory through /proc"))?;
-        if !files::try_lock(own.as_fd(), Lock::Read, HELD)
-            .map_err(SegmentError::system("locking shared memory"))?
-        {
-            return Ok(None);
-        }
-        // From here on the mapping keeps the lock, and nothing else does.
-        let map = SharedMapping::map(own.as_fd(), len)?;
-        Ok(Some(Self { first: SharedMapping::from_parts(map, descriptor), again: OnceLock::new() }))
-    }
-
-    fn facts(&self) -> Result<Facts, SegmentError> {
-        Facts::of(self.first.descriptor()).map_err(SegmentError::system("looking at shared memory"))
-    }
-
-    /// The mapping of the present process.
-    fn here(&self) -> Result<&SharedMapping, SegmentError> {
-        let mut last = self;
-        loop {
-            if last.first.check().is_ok() {
-                return Ok(&last.first);
-            }
-            last = match last.again.get() {
-                Some(again) => again,
-                None => last.attach_again()?,
-            };
-        }
-    }
-
-    #[cold]
-    fn attach_again(&self) -> Result<&Self, SegmentError> {
-        let file = self.first.descriptor();
-        let own = files::reopen(file).map_err(SegmentError::system("opening shared memory through /proc"))?;
-        let again = Self::new(own, self.first.len() as u64)?
-            .ok_or_else(|| busy("attaching again to shared memory that somebody is removing"))?;
-        let window = crate::fork::window();
-        let surplus = self.again.set(Box::new(again));
-        drop(window);
-        // Another thread was first.
-        drop(surplus);
-        Ok(self.again.get().expect("somebody has set it"))
-    }
-}
-
-/// Takes the name away when it is dropped, if nobody holds the memory.
-struct Name {
-    name: String,
-    /// The file that it must lead to, once that is known.
-    id: Option<(u64, u64)>,
-}
-
-impl Drop for Name {
-    fn drop(&mut self) {
-        crate::crash_point!("named.drop.unmapped");
-        // What cannot be removed now is left to a scavenger.
-        let _ = remove_if_dead(&names::path(&self.name), self.id);
     }
 }
 
@@ -544,7 +474,7 @@ fn random() -> Result<u64, SegmentError> {
     Ok(u64::from_ne_bytes(bits))
 }
 
-fn check_name(name: &str) -> Result<(), SegmentError> {
+pub(crate) fn check_name(name: &str) -> Result<(), SegmentError> {
     let why = if name.is_empty() {
         "it is empty"
     } else if name.len() > MAX_NAME {
@@ -577,67 +507,6 @@ fn checked(file: BorrowedFd<'_>) -> Result<Facts, SegmentError> {
         return Err(SegmentError::foreign("its length", facts.len, MAX_LEN));
     }
     Ok(facts)
-}
-
-fn scan(limit: usize) -> io::Result<usize> {
-    let removed = names::list()?.take(limit).map(names::path).filter(|path| {
-        // Entries that vanish meanwhile, or that this process must not open, are none of its business.
-        remove_if_dead(path, None).unwrap_or(false)
-    });
-    Ok(removed.count())
-}
-
-/// Removes a name if it leads to memory that was created here and nobody holds; and, if so wanted, to no other than this.
-fn remove_if_dead(path: &Path, id: Option<(u64, u64)>) -> io::Result<bool> {
-    let first = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(FIRST.as_bytes()));
-    let removable =
-        |facts: Facts| facts.own && (facts.marked || first) && id.is_none_or(|expected| facts.id == expected);
-    if !removable(Facts::at(path)?) {
-        return Ok(false);
-    }
-    // A child that inherited the description would keep its lock.
-    let _window = crate::fork::window();
-    let file = names::open(path)?;
-    if !files::try_lock_all(file.as_fd())? {
-        return Ok(false);
-    }
-    crate::crash_point!("named.remove.locked");
-    // Now nobody can attach, persist or take the name away.
-    let facts = Facts::of(&file)?;
-    if !removable(facts) || Facts::at(path)?.id != facts.id {
-        return Ok(false);
-    }
-    names::unlink(path)?;
-    Ok(true)
-}
-
-/// Takes a name away from whatever it leads to, or from this file only.
-fn remove(name: &str, id: Option<(u64, u64)>) -> Result<(), SegmentError> {
-    let path = names::path(name);
-    let operation = "removing shared memory";
-    let give_up = Instant::now() + PATIENCE;
-    loop {
-        // A child that inherited the description would keep its lock.
-        let window = crate::fork::window();
-        let file = names::open(&path).map_err(not_found(name, operation))?;
-        let facts = checked(file.as_fd())?;
-        if id.is_some_and(|id| facts.id != id) {
-            return Err(Kind::NotFound { name: name.to_owned() }.into());
-        }
-        if files::try_lock(file.as_fd(), Lock::Write, NAME).map_err(SegmentError::system(operation))? {
-            let now = Facts::at(&path).map_err(not_found(name, operation))?;
-            if now.id == facts.id {
-                crate::crash_point!("named.unlink.locked");
-                return names::unlink(&path).map_err(not_found(name, operation));
-            }
-        }
-        drop((file, window));
-        if Instant::now() >= give_up {
-            return Err(busy(operation));
-        }
-        // Somebody else is about to remove it.
-        std::thread::sleep(PAUSE);
-    }
 }
 
 fn not_found(name: &str, operation: &'static str) -> impl FnOnce(io::Error) -> SegmentError {

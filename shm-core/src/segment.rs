@@ -1,4 +1,4 @@
-//! Segments: anonymous shared memory with a header, a registry of participants and a body.
+//! Segments: shared memory, anonymous or [`named`], with a header, a registry of participants and a body.
 //!
 //! # Memory
 //!
@@ -37,6 +37,7 @@ use crate::error::SegmentError;
 use crate::fork::Forked;
 use crate::futex::Futex;
 use crate::mapping::{self, PAGE, SharedMapping};
+use crate::named::Name;
 use crate::owner::Owner;
 use crate::registry::{REGISTRY_LEN, Registry};
 use crate::sync::{AtomicU32, Ordering};
@@ -50,6 +51,10 @@ use std::sync::Arc;
 
 mod attached;
 mod inherit;
+mod naming;
+
+#[doc(inline)]
+pub use crate::named;
 
 pub(crate) use attached::neighbourhood;
 pub(crate) use inherit::Leaving;
@@ -85,6 +90,14 @@ pub struct Spec {
     /// [`Segment::ensure`]): its participant index owns nothing yet, and the handles that it inherited are in flight until
     /// this returns. `fork` waits for it, as for `sweep`.
     pub arrived: fn(&Segment),
+}
+
+impl Spec {
+    /// The length of the file; more than any file can have, if the body is so long.
+    fn file_len(&self) -> u64 {
+        let len = (self.body_len as u64).checked_next_multiple_of(PAGE);
+        len.and_then(|len| len.checked_add(BODY_OFFSET)).unwrap_or(u64::MAX)
+    }
 }
 
 /// The fixed part of the header, as bytes in the file.
@@ -139,6 +152,8 @@ pub struct Segment {
     holds: [AtomicU32; LANES as usize],
     /// While forking, and in a child that has not attached again. Locked inside the fork window only.
     inherited: Mutex<Option<inherit::Inherited>>,
+    /// Dropped last: the name goes if nobody is attached any more.
+    name: Option<Name>,
 }
 
 /// What makes two descriptors name the same segment.
@@ -174,11 +189,19 @@ impl Segment {
         if spec.body_len == 0 {
             return Err(SegmentError::foreign("the length of a new body", 0, 1));
         }
-        let body_len = spec.body_len as u64;
-        let file_len = body_len.checked_next_multiple_of(PAGE).and_then(|len| len.checked_add(BODY_OFFSET));
-        let file_len = file_len.unwrap_or(u64::MAX);
+        let file_len = spec.file_len();
         let committed = BODY_OFFSET.saturating_add(committed as u64);
         let descriptor = mapping::create_file("segment", file_len, committed)?;
+        Ok(Self::make(descriptor, file_len, spec, init)?.publish())
+    }
+
+    /// Makes a segment of a file of zeros.
+    fn make(
+        descriptor: OwnedFd,
+        file_len: u64,
+        spec: &Spec,
+        init: impl FnOnce(NonNull<u8>),
+    ) -> Result<Self, SegmentError> {
         let mut id = [0_u64; 2];
         rustix::rand::getrandom(bytemuck::bytes_of_mut(&mut id), rustix::rand::GetRandomFlags::empty())
             .map_err(|e| SegmentError::system("drawing a segment's id")(e.into()))?;
@@ -189,14 +212,14 @@ impl Segment {
             layout_hash: spec.layout_hash,
             file_len,
             body_offset: BODY_OFFSET,
-            body_len,
+            body_len: spec.body_len as u64,
             id,
         };
         write_header(&descriptor, &header)?;
         let segment = Self::enter(descriptor, &header, spec)?;
         init(segment.body());
         write_header(segment.mapping.descriptor(), &Header { magic: MAGIC, ..header })?;
-        Ok(segment.publish())
+        Ok(segment)
     }
 
     /// Attaches to a segment of another process, or shares this process's attachment if there is one. The
@@ -207,8 +230,17 @@ impl Segment {
     /// `is_foreign` if it is not a segment of this version with this kind, layout and at least this body;
     /// `is_too_many_participants`; or the system's error (no `/proc`, no descriptors left).
     pub fn attach(descriptor: BorrowedFd<'_>, spec: &Spec) -> Result<Arc<Self>, SegmentError> {
+        Self::attach_file(descriptor, mapping::checked_len(descriptor, BODY_OFFSET + 1)?, spec, None)
+    }
+
+    /// Attaches to a file of this length.
+    fn attach_file(
+        descriptor: BorrowedFd<'_>,
+        file_len: u64,
+        spec: &Spec,
+        name: Option<Name>,
+    ) -> Result<Arc<Self>, SegmentError> {
         crate::sync::register_asymmetric_fence();
-        let file_len = mapping::checked_len(descriptor, BODY_OFFSET + 1)?;
         let header = read_header(descriptor)?;
         let expect = |what, found: u64, expected: u64| {
             if found == expected { Ok(()) } else { Err(SegmentError::foreign(what, found, expected)) }
@@ -219,7 +251,7 @@ impl Segment {
         expect("its layout", header.layout_hash, spec.layout_hash)?;
         expect("its length", header.file_len, file_len)?;
         expect("its body's place", header.body_offset, BODY_OFFSET)?;
-        if header.body_len > file_len - BODY_OFFSET || header.body_len < spec.body_len as u64 {
+        if header.body_len > file_len.saturating_sub(BODY_OFFSET) || header.body_len < spec.body_len as u64 {
             return Err(SegmentError::foreign("its body's length", header.body_len, spec.body_len as u64));
         }
         let key = Key::of(descriptor, header.id)?;
@@ -240,7 +272,9 @@ impl Segment {
         // A description without anybody's locks, to ask the oracle through and to pass on.
         let own =
             files::reopen(descriptor).map_err(SegmentError::system("opening a segment through /proc"))?;
-        Ok(Self::enter(own, &header, spec)?.publish())
+        let mut segment = Self::enter(own, &header, spec)?;
+        segment.name = name;
+        Ok(segment.publish())
     }
 
     /// Takes a participant index and maps.
@@ -264,6 +298,7 @@ impl Segment {
             layout_hash: header.layout_hash,
             holds: Default::default(),
             inherited: Mutex::new(None),
+            name: None,
         };
         let owner = segment.registry().claim(own.as_fd(), |dead| (spec.sweep)(&segment, dead))?;
         // Relaxed: nobody else sees the segment yet.

@@ -4,15 +4,22 @@
 
 #[path = "../../ipc-queue/tests/common/mod.rs"]
 mod common;
+#[cfg(feature = "crash-points")]
+#[path = "named/crash.rs"]
+mod crash;
+#[path = "named/forked.rs"]
+mod forked;
+#[path = "named/segments.rs"]
+mod segments;
+#[path = "named/small.rs"]
+mod small;
 
-use common::{PATIENCE, Peer, Reporter, child as child_of_test, was_killed, watchdog};
+use common::{PATIENCE, Peer, child as child_of_test, was_killed, watchdog};
 use parking_lot::RwLock;
-use rustix::process::{Pid, WaitOptions, waitpid};
 use serde::{Deserialize, Serialize};
 use shm_core::SegmentError;
 use shm_core::named::{self, NamedMemory};
 use shm_core::sync::{AtomicU64, Ordering};
-use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -34,6 +41,8 @@ enum Orders {
     LetGo { name: String },
     /// Unlinks the name.
     Unlink { name: String },
+    /// Attaches to a segment, reports the participant and a word, steps the word, and waits to be killed.
+    Attach { name: String },
     /// Uses more than a file system of 1 MiB has.
     FillUp,
 }
@@ -70,7 +79,8 @@ fn child() {
         }
         Orders::LetGo { name } => drop(NamedMemory::open(&name).expect("attached")),
         Orders::Unlink { name } => NamedMemory::open(&name).expect("attached").unlink().expect("unlinked"),
-        Orders::FillUp => fill_up(reporter),
+        Orders::FillUp => small::fill_up(reporter),
+        Orders::Attach { name } => segments::attach(&name, reporter),
     });
 }
 
@@ -529,230 +539,4 @@ fn a_creator_that_has_not_set_the_length_yet_is_waited_for() {
         opener.join().expect("returned")
     });
     assert!((1..=10).contains(&opened.expect("attached").len()));
-}
-
-/// Runs `body` in a forked child, which must return true.
-fn in_forked_child(body: impl FnOnce() -> bool) -> Pid {
-    // SAFETY: the child calls code that is made for it, and exits without running the harness.
-    match unsafe { libc::fork() } {
-        0 => {
-            let ok = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or(false);
-            // SAFETY: ends the child.
-            unsafe { libc::_exit(i32::from(!ok)) };
-        }
-        child => Pid::from_raw(child).expect("forked"),
-    }
-}
-
-fn returned_true(child: Pid) {
-    let (_, status) = waitpid(Some(child), WaitOptions::empty()).expect("reaped").expect("ended");
-    assert_eq!(status.exit_status(), Some(0));
-}
-
-#[test]
-fn a_forked_child_uses_the_handles_that_it_inherited() {
-    let _watchdog = watchdog();
-    let memory = memory(100);
-    memory.write_at(0, b"parent").expect("written");
-    let child = in_forked_child(|| {
-        let same = bytes_of(&memory, 6) == b"parent";
-        let base = memory.base().expect("attached again");
-        // SAFETY: inside the child's own mapping.
-        unsafe { base.add(50).write_volatile(77) };
-        let grandchild = in_forked_child(|| memory.write_at(51, b"N").is_ok() && memory.base().is_ok());
-        returned_true(grandchild);
-        same && memory.write_at(0, b"child!").is_ok()
-    });
-    returned_true(child);
-    assert_eq!(bytes_of(&memory, 6), b"child!");
-    assert_eq!(bytes_of(&memory, 52)[50..], [77, b'N']);
-}
-
-#[test]
-fn a_forked_child_that_attached_again_keeps_the_name() {
-    let _alone = STARTING.write();
-    let _watchdog = watchdog();
-    let (attached, attached_end) = rustix::pipe::pipe().expect("a pipe");
-    let (gone, gone_end) = rustix::pipe::pipe().expect("a pipe");
-    let memory = memory(1);
-    let name = memory.name().to_owned();
-    let mut memory = Some(memory);
-    let child = in_forked_child(|| {
-        memory.as_ref().expect("inherited").write_at(0, b"c").expect("written");
-        rustix::io::write(&attached_end, &[1]).expect("told");
-        rustix::io::read(&gone, &mut [0]).expect("heard");
-        let kept = exists(&name);
-        // As the last holder.
-        drop(memory.take());
-        kept && !exists(&name)
-    });
-    rustix::io::read(&attached, &mut [0]).expect("heard");
-    drop(memory);
-    rustix::io::write(&gone_end, &[1]).expect("told");
-    returned_true(child);
-}
-
-#[test]
-fn a_forked_child_that_uses_nothing_does_not_keep_the_name() {
-    let _alone = STARTING.write();
-    let _watchdog = watchdog();
-    let (go, go_end) = rustix::pipe::pipe().expect("a pipe");
-    let memory = memory(1);
-    let name = memory.name().to_owned();
-    let child = in_forked_child(|| rustix::io::read(&go, &mut [0]).is_ok());
-    drop(memory);
-    assert!(!exists(&name));
-    rustix::io::write(&go_end, &[1]).expect("told");
-    returned_true(child);
-}
-
-/// In a child that has `/dev/shm` for itself, with 1 MiB of memory.
-fn fill_up(reporter: &Reporter) {
-    // SAFETY: plain system calls with literal arguments; this thread gets file systems of its own.
-    let alone = unsafe {
-        libc::unshare(libc::CLONE_NEWNS) == 0
-            && libc::mount(
-                c"".as_ptr(),
-                c"/".as_ptr(),
-                c"".as_ptr(),
-                libc::MS_REC | libc::MS_PRIVATE,
-                c"".as_ptr().cast(),
-            ) == 0
-            && libc::mount(
-                c"tmpfs".as_ptr(),
-                c"/dev/shm".as_ptr(),
-                c"tmpfs".as_ptr(),
-                0,
-                c"size=1m".as_ptr().cast(),
-            ) == 0
-    };
-    reporter.report(&alone);
-    if !alone {
-        return;
-    }
-    let entries = || std::fs::read_dir("/dev/shm").expect("listed").count();
-    let error = NamedMemory::create("too-large", 2 << 20).expect_err("there is not enough");
-    assert!(error.is_out_of_memory(), "{error}");
-    assert_eq!(entries(), 0, "nothing is left of it");
-    let half = NamedMemory::create("half", 512 << 10).expect("there is enough");
-    let error = NamedMemory::create("rest", 600 << 10).expect_err("there is not enough left");
-    assert!(error.is_out_of_memory(), "{error}");
-    // Every byte can be touched, though the file system is full.
-    let mut fillers: Vec<NamedMemory> = Vec::new();
-    while let Ok(filler) = NamedMemory::create_random("filler-", 4096) {
-        fillers.push(filler);
-    }
-    let base = half.base().expect("mapped");
-    (0..half.len()).for_each(|at| {
-        // SAFETY: inside the mapping.
-        unsafe { base.add(at).write_volatile(1) }
-    });
-    // What others create has no memory behind it: an error, no signal.
-    std::fs::File::create("/dev/shm/sparse").expect("created").set_len(1 << 20).expect("sparse");
-    let sparse = NamedMemory::open("sparse").expect("attached");
-    assert!(sparse.write_at(0, &[1; 4096]).expect_err("full").is_out_of_memory());
-    assert!(sparse.commit().expect_err("full").is_out_of_memory());
-    sparse.read_at(0, &mut [0; 4096]).expect("zeros");
-    drop((half, fillers));
-    sparse.write_at(0, &[1; 4096]).expect("there is room again");
-    sparse.unlink().expect("unlinked");
-    drop(sparse);
-    assert_eq!(entries(), 0);
-    // What the dead left makes room for the living.
-    left_by_the_dead(900 << 10);
-    NamedMemory::create("large", 900 << 10).expect("scavenged");
-    reporter.report(&true);
-}
-
-/// Leaves memory behind as a killed holder does.
-fn left_by_the_dead(len: usize) {
-    let child = in_forked_child(|| {
-        std::mem::forget(NamedMemory::create("left", len).expect("created"));
-        true
-    });
-    returned_true(child);
-    assert!(exists("left"));
-}
-
-#[test]
-fn a_full_file_system_is_an_error_and_no_signal() {
-    let _watchdog = watchdog();
-    let peer = start(&Orders::FillUp, None);
-    match peer.report() {
-        Some(true) => assert_eq!(peer.report(), Some(true), "it survived"),
-        Some(false) => eprintln!("skipped: only root may mount a file system"),
-        None => panic!("the child died"),
-    }
-}
-
-/// Deaths at every step of creating, letting go and removing.
-#[cfg(feature = "crash-points")]
-mod crash {
-    use super::*;
-
-    fn half_made() -> BTreeSet<String> {
-        let names = std::fs::read_dir("/dev/shm").expect("listed");
-        let names = names.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        names.filter(|name| name.starts_with("shm-core.new.")).collect()
-    }
-
-    /// A child does this and dies at the crash point.
-    fn dies(orders: &Orders, crash_point: &str) {
-        let peer = start(orders, Some(crash_point));
-        assert!(was_killed(peer.wait()), "{crash_point} was not reached");
-    }
-
-    #[test]
-    fn every_crash_point_is_tested() {
-        let sources = [include_str!("../src/named.rs")];
-        let points = sources.iter().flat_map(|source| source.split("crash_point!(\"").skip(1));
-        let points: BTreeSet<_> = points.filter_map(|rest| rest.split('"').next()).collect();
-        let tested: BTreeSet<_> =
-            BEFORE_THE_NAME.into_iter().chain(WITH_THE_NAME).chain(["named.unlink.locked"]).collect();
-        assert_eq!(points, tested);
-    }
-
-    const BEFORE_THE_NAME: [&str; 4] =
-        ["named.create.first", "named.create.marked", "named.create.locked", "named.create.filled"];
-    const WITH_THE_NAME: [&str; 3] = ["named.create.published", "named.drop.unmapped", "named.remove.locked"];
-
-    #[test]
-    fn a_creator_that_dies_before_the_name_leaves_nothing() {
-        let _watchdog = watchdog();
-        for point in BEFORE_THE_NAME {
-            let name = free_name();
-            dies(&Orders::Churn { name: name.clone(), len: 100_000, times: 1 }, point);
-            assert!(NamedMemory::open(&name).expect_err("half made").is_not_found(), "{point}");
-            // Those of living creators go, too.
-            let left = half_made();
-            eventually(point, || {
-                named::scavenge().expect("listed");
-                half_made().is_disjoint(&left)
-            });
-            NamedMemory::create(&name, 1).expect("the name is free");
-        }
-    }
-
-    #[test]
-    fn a_creator_that_dies_with_the_name_leaves_what_can_be_used_or_scavenged() {
-        let _watchdog = watchdog();
-        for point in WITH_THE_NAME {
-            let name = free_name();
-            dies(&Orders::Churn { name: name.clone(), len: 100_000, times: 1 }, point);
-            match NamedMemory::open(&name) {
-                Ok(memory) => memory.read_at(99_999, &mut [0]).expect("it is whole"),
-                // Somebody has created meanwhile, and scavenged.
-                Err(error) => assert!(error.is_not_found(), "{error}"),
-            }
-            scavenged(&name);
-        }
-    }
-
-    #[test]
-    fn somebody_who_dies_while_unlinking_stops_nobody_else() {
-        let _watchdog = watchdog();
-        let memory = memory(1);
-        dies(&Orders::Unlink { name: memory.name().to_owned() }, "named.unlink.locked");
-        memory.unlink().expect("unlinked");
-    }
 }
