@@ -30,8 +30,8 @@
 //!              in any process or socket buffer; it is also what the other side attaches by
 //! arrive       handles 0 -> 1: set own bit; epoch += 1; only then close the token. Otherwise handles += 1
 //! let go       handles 1 -> 0: clear own bit; try to free. Otherwise handles -= 1
-//! try to free  read the state; no bit of a living participant, no token of the object, no fork in flight; swap the
-//!              state that was read
+//! try to free  read the state; no bit, no token of the object, no fork in flight; swap the state that was read
+//! sweep        clear the bits of a dead participant
 //! fork         the child's copies are in flight (lane 0) until it has attached again and has set its own bits, each with
 //!              a step of the epoch
 //! ```
@@ -53,6 +53,7 @@
 //! * who has nothing at `t2` gets nothing later: every way to a handle begins with a handle.
 //!
 //! Two processes that let go at once: each clears its bit before it reads the other's, so one of them finds none.
+//! `tests/arena_model.rs` explores all of it, with a crash before every step.
 //!
 //! A block is given out again by the process that made the arena only, after it has read FREE; its new value is written,
 //! its bit set, before the state says LIVE. A handle that is named by a false ticket is refused unless the object is alive
@@ -60,12 +61,12 @@
 //!
 //! # If a process dies
 //!
-//! Before its step in *arrive*: its bit is set and it is dead, so the bit counts as zero; its token is gone. Between *clear*
-//! and *try*, before the swap, or with a token that nobody took: the object is live and nobody has it. It is found when the
-//! maker looks for free blocks, before it makes another arena; without a maker nobody needs the block, and it goes with
-//! the arena. In the middle of *written, marked*: the maker is dead, and the object FREE. In a sweep: bits that were
-//! cleared are cleared, the next sweep does the others. An arena goes with the last process that has a handle of any
-//! object in it.
+//! With handles, or anywhere in *arrive*: its bits stay until a sweep, its tokens and forks in flight are gone. Then, or
+//! between *clear* and the swap, or with a token that nobody took, the object is live and nobody has it: it is found when the
+//! maker looks for free blocks, which it does, after a sweep, before it makes another arena. Without a maker nobody needs the
+//! block, and it goes with the arena. In the middle of *written, marked*: the maker is dead, and the object FREE. In a
+//! sweep: bits that were cleared are cleared, the next sweep does the others. An arena goes with the last process that
+//! has a handle of any object in it.
 //!
 //! # If a process scribbles
 //!
@@ -238,8 +239,7 @@ impl Arena {
         let objects = self.objects();
         let mut free = Vec::new();
         for object in (0..self.geometry.capacity()).rev() {
-            // After the sweep a mark is a living holder's, or the next sweep's business.
-            if !objects.is_live(object) || (!objects.is_marked(object) && objects.try_free(object)) {
+            if !objects.is_live(object) || objects.try_free(object) {
                 free.push(object);
             }
         }

@@ -144,23 +144,13 @@ impl<'s> Objects<'s> {
         self.holders[row * self.capacity + object].load(Ordering::SeqCst)
     }
 
-    /// Whether anybody, dead or alive, is marked as a holder.
-    pub(super) fn is_marked(&self, object: usize) -> bool {
+    /// Whether anybody is marked as a holder: the living, and the dead that nobody swept yet.
+    fn is_marked(&self, object: usize) -> bool {
         self.rows().any(|row| self.row(row, object) != 0)
     }
 
-    /// Whether anybody alive is marked as a holder.
-    fn is_held(&self, object: usize) -> bool {
-        self.rows().any(|row| {
-            let bits = self.row(row, object);
-            let holders = (0..64).filter(|bit| bits >> bit & 1 != 0).map(|bit| row * 64 + bit);
-            // A number beyond the participants was scribbled: the object is leaked.
-            holders.map(u16::try_from).any(|holder| !holder.is_ok_and(|holder| self.segment.is_dead(holder)))
-        })
-    }
-
     /// LIVE => FREE, if nobody has the object any more. One attempt is enough: what spoils it is somebody who frees it, or
-    /// who has it now and will try when he lets go.
+    /// who has it now and will try when it lets go.
     pub(super) fn try_free(&self, object: usize) -> bool {
         let state = &self.states[object];
         let seen = state.load(Ordering::SeqCst);
@@ -168,7 +158,7 @@ impl<'s> Objects<'s> {
             return false;
         }
         let lane = lane(u32::try_from(object).expect("objects are counted in 20 bits"));
-        if self.is_held(object) || self.segment.in_flight(lane) || self.segment.in_flight(FORKS) {
+        if self.is_marked(object) || self.segment.in_flight(lane) || self.segment.in_flight(FORKS) {
             return false;
         }
         shm_core::crash_point!("arena.free.proven");
@@ -177,14 +167,14 @@ impl<'s> Objects<'s> {
         state.compare_exchange(seen, free, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
-    /// Clears the marks of a participant that is proven dead, and frees what only it had.
+    /// Clears the marks of a participant that is proven dead. What only it had is free for whoever looks.
     pub(super) fn sweep(&self, dead: u16) {
         for object in 0..self.capacity {
             let (word, bit) = self.holder(dead, object);
+            // Relaxed: the dead one's marks came before its death, which is proven.
             if word.load(Ordering::Relaxed) & bit != 0 {
                 word.fetch_and(!bit, Ordering::SeqCst);
                 shm_core::crash_point!("arena.sweep.unmarked");
-                self.try_free(object);
             }
         }
     }
