@@ -78,7 +78,8 @@ impl<T, C: Codec<T>> Receiver<T, C> {
     /// # Errors
     ///
     /// [`RecvError::Disconnected`] when nothing is left and no living process holds a sender;
-    /// [`RecvError::Decode`] for a message that is not a `T`: it is taken, and the next call goes on behind it.
+    /// [`RecvError::Decode`] for a message that is not a `T`, or whose handles could not be fetched: it is taken, and the
+    /// next call goes on behind it.
     ///
     /// # Panics
     ///
@@ -114,7 +115,8 @@ impl<T, C: Codec<T>> Receiver<T, C> {
         }
     }
 
-    /// Receives a message if one is there now. Never blocks; lock-free.
+    /// Receives a message if one is there now. Never blocks, unless the message has handles, which are fetched from the
+    /// process that sent it; lock-free.
     ///
     /// # Errors
     ///
