@@ -6,17 +6,16 @@
 mod common;
 
 use common::watchdog;
-use parking_lot::{Mutex, MutexGuard};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_parent_process_death_signal, waitpid};
 use serde::Serialize;
-use shm_array::{Shared, arena_usage};
+use shm_array::{LockError, Mutex, Shared, arena_usage};
 use shm_core::handle::{ReceiveSession, SendSession};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 type Value = Shared<AtomicU64>;
 
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
+fn alone() -> parking_lot::MutexGuard<'static, ()> {
+    static ALONE: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
     ALONE.lock()
 }
 
@@ -295,6 +294,59 @@ fn a_child_whose_fork_skipped_the_handlers_is_told_so() {
         })
         .succeeds();
         assert_eq!(one.load(Ordering::SeqCst), 1);
+    }
+}
+
+#[test]
+fn a_mutex_excludes_between_parent_and_child() {
+    let (_alone, _dog) = (alone(), watchdog());
+    let sum = Shared::new(Mutex::new(0_u64)).expect("made");
+    let add_many = || (0..2000).for_each(|_| *sum.lock().expect("locked") += 1);
+    let child = Child::fork(add_many);
+    add_many();
+    child.succeeds();
+    assert_eq!(*sum.lock().expect("locked"), 4000);
+}
+
+#[test]
+fn a_guard_that_is_held_at_a_fork_stays_the_parents() {
+    let (_alone, _dog) = (alone(), watchdog());
+    let lock = Shared::new(Mutex::new(5_u64)).expect("made");
+    let guard = lock.lock().expect("locked");
+    Child::fork(|| {
+        let used = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| *guard));
+        assert!(used.is_err(), "the child uses its parent's guard");
+        // SAFETY: the original is forgotten with the parent's stack, which nobody unwinds here.
+        drop(unsafe { std::ptr::read(&raw const guard) });
+        assert!(matches!(lock.try_lock(), Err(LockError::WouldBlock)), "the parent holds it still");
+    })
+    .succeeds();
+    assert_eq!(*guard, 5);
+    drop(guard);
+    assert!(lock.try_lock().is_ok());
+}
+
+#[test]
+fn a_lock_that_a_child_dies_with_is_taken_over() {
+    let (_alone, _dog) = (alone(), watchdog());
+    let lock = Shared::new(Mutex::new(0_u64)).expect("made");
+    let go = in_arena(0);
+    let child = Child::fork(|| {
+        let mut guard = lock.lock().expect("locked");
+        *guard = 1;
+        go.store(1, Ordering::SeqCst);
+        loop {
+            std::thread::park();
+        }
+    });
+    wait_for(&go, 1);
+    drop(child);
+    match lock.lock() {
+        Err(LockError::OwnerDied(guard)) => {
+            assert_eq!(*guard, 1);
+            guard.mark_consistent();
+        }
+        other => panic!("{other:?}"),
     }
 }
 
