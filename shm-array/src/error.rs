@@ -1,6 +1,6 @@
 //! The error of everything here but the locking calls.
 
-use crate::lock::LockError;
+use crate::lock::{BarrierError, LockError};
 use shm_core::SegmentError;
 use std::fmt;
 
@@ -15,6 +15,7 @@ pub struct Error(Box<Kind>);
 pub(crate) enum Kind {
     Segment(SegmentError),
     Lock(LockError<()>),
+    Barrier(BarrierError),
     /// An argument outside its range.
     Argument {
         what: &'static str,
@@ -65,6 +66,12 @@ impl<G> From<LockError<G>> for Error {
     }
 }
 
+impl From<BarrierError> for Error {
+    fn from(error: BarrierError) -> Self {
+        Kind::Barrier(error).into()
+    }
+}
+
 impl Error {
     /// The error of the memory below, if it is one.
     pub fn as_segment_error(&self) -> Option<&SegmentError> {
@@ -78,6 +85,14 @@ impl Error {
     pub fn as_lock_error(&self) -> Option<&LockError<()>> {
         match &*self.0 {
             Kind::Lock(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// The error of a barrier, if it is one.
+    pub fn as_barrier_error(&self) -> Option<&BarrierError> {
+        match &*self.0 {
+            Kind::Barrier(error) => Some(error),
             _ => None,
         }
     }
@@ -134,6 +149,7 @@ impl Error {
     /// The process was forked after it had attached, and could not attach again.
     pub fn is_forked(&self) -> bool {
         matches!(self.as_lock_error(), Some(LockError::Forked))
+            || self.as_barrier_error() == Some(&BarrierError::Forked)
             || self.as_segment_error().is_some_and(SegmentError::is_forked)
     }
 }
@@ -149,6 +165,7 @@ impl fmt::Display for Error {
         match &*self.0 {
             Kind::Segment(error) => error.fmt(f),
             Kind::Lock(error) => error.fmt(f),
+            Kind::Barrier(error) => error.fmt(f),
             Kind::Argument { what, value, limit } => write!(f, "{what} is {value}; the limit is {limit}"),
             Kind::OutOfRange { what, index, len } => {
                 write!(f, "{what} {index} is out of range: there are {len}")
@@ -167,6 +184,7 @@ impl std::error::Error for Error {
         match &*self.0 {
             Kind::Segment(error) => Some(error),
             Kind::Lock(error) => Some(error),
+            Kind::Barrier(error) => Some(error),
             _ => None,
         }
     }

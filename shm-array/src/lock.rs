@@ -31,17 +31,27 @@ mod rwlock;
 mod semaphore;
 mod signal;
 
+pub use barrier::{Barrier, BarrierError, BarrierWaitResult};
 pub use condvar::{Condvar, WaitGuard, WaitTimeoutResult};
 pub use error::LockError;
+pub use event::Event;
 pub use mutex::{Mutex, MutexGuard};
+pub use once::{Once, OnceLock, OnceState};
 pub use reentrant::{ReentrantMutex, ReentrantMutexGuard};
 pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+pub use semaphore::{Permit, Semaphore};
+pub use signal::Signal;
 
 /// The orderings that a model can weaken by name, so that it can show that none is forgotten.
 #[cfg(loom)]
 #[doc(hidden)]
 pub mod orderings {
+    pub use super::barrier::ORDERINGS as BARRIER;
     pub use super::condvar::ORDERINGS as CONDVAR;
+    pub use super::event::ORDERINGS as EVENT;
+    pub use super::once::ORDERINGS as ONCE;
     pub use super::raw::ORDERINGS as RAW;
     pub use super::rwlock::ORDERINGS as RWLOCK;
+    pub use super::semaphore::ORDERINGS as SEMAPHORE;
+    pub use super::signal::ORDERINGS as SIGNAL;
 }

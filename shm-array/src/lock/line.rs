@@ -14,7 +14,8 @@
 //!             no:  done (the usual case: one load)
 //!             yes: CAS to (sequence + 1, SLEEPERS clear); futex wake
 //! waiter:   try; poll a while; then
-//!           arm: set SLEEPERS; fence; try; look at the owners; try; futex wait while the word is as armed
+//!           arm: set SLEEPERS; fence; try; look at the owners; try; futex wait while the word is as armed, and nobody
+//!           else was found dead (see `shm_core::deaths`)
 //!           woken, or the slice is over: arm again *before* trying
 //! ```
 //!
@@ -34,6 +35,7 @@
 //! of their slice. A sleeper: one superfluous wake-up.
 
 use shm_core::crash_point;
+use shm_core::deaths::Deaths;
 use shm_core::futex::Futex;
 #[cfg(loom)]
 use shm_core::futex::Wakeup;
@@ -122,10 +124,14 @@ impl Line {
             let armed = self.word.word().fetch_or(SLEEPERS, Ordering::SeqCst) | SLEEPERS;
             fence(Ordering::SeqCst);
             crash_point!("line.armed");
-            if let Some(done) = attempt().or_else(&mut look).or_else(&mut attempt) {
+            if let Some(done) = attempt() {
                 return Some(done);
             }
-            if !self.sleep(armed, deadline) {
+            let deaths = Deaths::near(self);
+            if let Some(done) = look().or_else(&mut attempt) {
+                return Some(done);
+            }
+            if !self.sleep(&deaths, armed, deadline) {
                 return None;
             }
         }
@@ -133,21 +139,21 @@ impl Line {
 
     /// Sleeps while the word is `armed`, at most for a slice; `false` when the deadline has passed.
     #[cfg(not(loom))]
-    fn sleep(&self, armed: u32, deadline: Option<Instant>) -> bool {
+    fn sleep(&self, deaths: &Deaths, armed: u32, deadline: Option<Instant>) -> bool {
         let Some(slice) = next_slice(deadline) else {
             return false;
         };
-        self.word.wait(armed, Some(slice));
+        deaths.sleep(&self.word, armed, Some(slice));
         true
     }
 
     /// In a model a wait with a deadline gives up at once, one among processes that may die ends by itself, and one among
     /// the threads of one process must be woken.
     #[cfg(loom)]
-    fn sleep(&self, armed: u32, deadline: Option<Instant>) -> bool {
+    fn sleep(&self, deaths: &Deaths, armed: u32, deadline: Option<Instant>) -> bool {
         let mortal = Owner::here(self).is_ok_and(|me| me.index() > 0);
         let slice = (deadline.is_some() || mortal).then_some(shm_core::wait::SLICE);
-        self.word.wait(armed, slice) != Wakeup::TimedOut || deadline.is_none()
+        deaths.sleep(&self.word, armed, slice) != Wakeup::TimedOut || deadline.is_none()
     }
 }
 
