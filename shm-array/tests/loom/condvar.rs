@@ -74,6 +74,38 @@ fn a_late_waiter_steals_nothing() {
     late.join().unwrap();
 }
 
+/// Two that come between the notifications, and take whatever there is when they give up, might take both.
+fn two_late_waiters_steal_nothing() {
+    let shared = Arc::new(Shared::default());
+    let guard = shared.stage.lock().unwrap();
+    let notifier = {
+        let shared = shared.clone();
+        spawn(move || {
+            shared.advance(1);
+            shared.changed.notify_one();
+            let late = [(); 2].map(|()| {
+                let shared = shared.clone();
+                spawn(move || {
+                    let guard = shared.stage.lock().unwrap();
+                    drop(shared.changed.wait_until(guard, Instant::now()).unwrap());
+                })
+            });
+            loom::thread::yield_now();
+            shared.changed.notify_one();
+            for late in late {
+                late.join().unwrap();
+            }
+        })
+    };
+    drop(shared.changed.wait_while(guard, |now| *now < 1).unwrap());
+    notifier.join().unwrap();
+}
+
+#[test]
+fn two_late_waiters_steal_nothing_with_fewer_preemptions() {
+    crate::explore_less(1, two_late_waiters_steal_nothing);
+}
+
 fn a_notification_is_not_stored() {
     let shared = Arc::new(Shared::default());
     shared.changed.notify_one();
