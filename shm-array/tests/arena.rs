@@ -1,6 +1,7 @@
 //! Arenas: what small shared values cost, and when their blocks are free again. The books are those of the whole process,
 //! so one test runs at a time. One fact per test.
 #![cfg(not(loom))]
+#![allow(unsafe_code, reason = "maps an arena to scribble over it")]
 
 mod common;
 
@@ -9,7 +10,7 @@ use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use shm_array::{Shared, arena_usage};
 use shm_core::handle::{ReceiveSession, SendSession};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 type Value = Shared<AtomicU64>;
@@ -78,11 +79,15 @@ fn value(number: u64) -> Value {
 }
 
 /// Serialises and deserialises within this process.
-fn travel(handle: &Value) -> Value {
+fn try_travel(handle: &Value) -> postcard::Result<Value> {
     let session = SendSession::begin();
-    let bytes = postcard::to_stdvec(handle).expect("in a session");
+    let bytes = postcard::to_stdvec(handle)?;
     let _session = ReceiveSession::begin(session.finish());
-    postcard::from_bytes(&bytes).expect("arrived")
+    postcard::from_bytes(&bytes)
+}
+
+fn travel(handle: &Value) -> Value {
+    try_travel(handle).expect("arrived")
 }
 
 /// Serialises, as if it was sent; the token is gone when the session is.
@@ -358,6 +363,38 @@ fn the_books_balance_after_random_kills() {
     }
     assert!(values.iter().zip(0..).all(|(value, n)| value.load(Ordering::Relaxed) == n));
     assert_eq!(arena_usage().arenas, 1);
+}
+
+/// Somebody overwrites random bytes of an arena, header and registry included. Values may be lost, mixed up or refused.
+#[test]
+fn a_peer_that_scribbles_breaks_no_more_than_values() {
+    let (_alone, _dog) = (alone(), watchdog());
+    let kept = value(0);
+    let memory = leave(&kept).finish().pop().expect("a descriptor");
+    let map = memmap2::MmapRaw::map_raw(&memory).expect("mapped");
+    // SAFETY: mapped for the whole test; every process accesses it as atomics or takes what it finds.
+    let bytes = unsafe { std::slice::from_raw_parts(map.as_mut_ptr().cast::<AtomicU8>(), map.len()) };
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut state = 0x2545_f491_4f6c_dd1d;
+            while !done.load(Ordering::Relaxed) {
+                let byte = u8::try_from(random(&mut state) % 256).expect("a byte");
+                bytes[random(&mut state) % bytes.len()].store(byte, Ordering::Relaxed);
+            }
+        });
+        for _ in 0..60 {
+            let made = || Shared::new(AtomicU64::new(1)).ok();
+            let values: Vec<Value> = (0..50).filter_map(|_| made()).collect();
+            let again: Vec<Value> = values.iter().filter_map(|value| try_travel(value).ok()).collect();
+            drop(values);
+            again.iter().for_each(|value| value.store(2, Ordering::Relaxed));
+            arena_usage();
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    drop((kept, memory));
+    assert_eq!(arena_usage().arenas, 0);
 }
 
 /// A process dies at each named step.
