@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
+#[macro_use]
 pub mod lock;
 
 #[cfg(not(loom))]
@@ -12,6 +13,12 @@ mod array;
 mod error;
 #[cfg(not(loom))]
 mod frozen;
+#[cfg(not(loom))]
+mod latch;
+/// For models.
+#[cfg(loom)]
+#[doc(hidden)]
+pub mod latch;
 #[cfg(not(loom))]
 mod list;
 #[cfg(not(loom))]
@@ -34,6 +41,7 @@ mod native {
     pub use crate::frozen::FrozenArray;
     pub use crate::memory::SharedMemory;
     pub use crate::shared::{Shared, SharedBuilder};
+    pub use crate::value::{SharedValue, ValueCell, ValueGuard};
     pub use shm_core::ShmSafe;
 }
 

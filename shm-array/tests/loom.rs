@@ -9,6 +9,8 @@
 
 #[path = "loom/condvar.rs"]
 mod condvar;
+#[path = "loom/latch.rs"]
+mod latch;
 #[path = "loom/mutex.rs"]
 mod mutex;
 
@@ -49,8 +51,8 @@ type Control = (&'static str, fn(), &'static str);
 const RACE: &str = "Causality violation";
 const STUCK: &str = "deadlock";
 
-const ORDERINGS: &[&[&str]] = &[orderings::RAW, orderings::CONDVAR];
-const CONTROLS: &[&[Control]] = &[mutex::CONTROLS, condvar::CONTROLS];
+const ORDERINGS: &[&[&str]] = &[orderings::RAW, orderings::CONDVAR, shm_array::latch::ORDERINGS];
+const CONTROLS: &[&[Control]] = &[mutex::CONTROLS, condvar::CONTROLS, latch::CONTROLS];
 
 /// The ordering that [`control`] weakens, if it is run by the test below.
 const WEAKEN: &str = "LOCK_MODEL_WEAKEN";
