@@ -273,7 +273,7 @@ pub struct SharedBuilder<T> {
 
 impl<T: ShmSafe> SharedBuilder<T> {
     /// Gives the value a segment of its own, however small it is: whoever has a handle of it reaches nothing else. Costs a
-    /// descriptor in each process and some ten microseconds.
+    /// descriptor in each process and some tens of microseconds.
     #[must_use]
     pub fn own_segment(mut self) -> Self {
         self.own_segment = true;

@@ -226,6 +226,37 @@ fn the_last_of_several_handles_frees_the_block() {
     assert_eq!(live(), 1);
 }
 
+thread_local! {
+    static LAST: std::cell::RefCell<Option<Value>> = const { std::cell::RefCell::new(None) };
+}
+
+#[test]
+fn conformance_free_from_gc_at_the_end_of_a_thread() {
+    let (_alone, _dog) = (alone(), watchdog());
+    let _kept = value(0);
+    std::thread::spawn(|| {
+        // The thread's place for it is older than anything that making a value needs, and goes later.
+        LAST.with_borrow_mut(|last| *last = None);
+        let one = value(1);
+        LAST.set(Some(one));
+        assert_eq!(live(), 2);
+    })
+    .join()
+    .expect("no panic");
+    assert_eq!(live(), 1);
+}
+
+#[test]
+fn conformance_free_from_gc_under_a_lock() {
+    let (_alone, _dog) = (alone(), watchdog());
+    let lock = Shared::new(shm_array::Mutex::new(0_u64)).expect("made");
+    let one = value(1);
+    let guard = lock.lock().expect("locked");
+    drop(one);
+    assert_eq!(live(), 1);
+    drop(guard);
+}
+
 #[test]
 fn a_handle_on_its_way_keeps_the_block() {
     let _alone = alone();
