@@ -415,6 +415,7 @@ fn whoever_attaches_sees_all_of_it() {
             Ok(memory) => {
                 assert_eq!(memory.len(), len);
                 memory.read_at(len - 1, &mut [0]).expect("the last byte is there");
+                assert!(exists(&name), "nobody takes the name away from a holder");
                 seen += 1;
             }
             Err(error) => assert!(error.is_not_found(), "{error}"),

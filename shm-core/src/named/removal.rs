@@ -5,7 +5,7 @@ use crate::error::{Kind, SegmentError};
 use crate::sys::files::{self, Lock};
 use crate::sys::names::{self, Facts};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Instant;
 
@@ -57,10 +57,8 @@ pub(super) fn scan(limit: usize) -> io::Result<usize> {
 
 /// Removes a name if it leads to memory that was created here and nobody holds; and, if so wanted, to no other than this.
 pub(super) fn remove_if_dead(path: &Path, id: Option<(u64, u64)>) -> io::Result<bool> {
-    let first = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(FIRST.as_bytes()));
-    let removable =
-        |facts: Facts| facts.own && (facts.marked || first) && id.is_none_or(|expected| facts.id == expected);
-    if !removable(Facts::at(path)?) {
+    let facts = Facts::at(path)?;
+    if !is_made_here(path, facts) || id.is_some_and(|id| facts.id != id) {
         return Ok(false);
     }
     // A child that inherited the description would keep its lock.
@@ -70,13 +68,24 @@ pub(super) fn remove_if_dead(path: &Path, id: Option<(u64, u64)>) -> io::Result<
         return Ok(false);
     }
     crate::crash_point!("named.remove.locked");
-    // Now nobody can attach, persist or take the name away.
-    let facts = Facts::of(&file)?;
-    if !removable(facts) || Facts::at(path)?.id != facts.id {
+    remove_locked(path, &file)
+}
+
+/// Removes a name from a file that this process has locked as a whole: so nobody can attach to it, make it persist or take
+/// a name away from it.
+fn remove_locked(path: &Path, file: &OwnedFd) -> io::Result<bool> {
+    let facts = Facts::of(file)?;
+    if !is_made_here(path, facts) || Facts::at(path)?.id != facts.id {
         return Ok(false);
     }
     names::unlink(path)?;
     Ok(true)
+}
+
+/// Whether it is this module's, and this user's, to remove.
+fn is_made_here(path: &Path, facts: Facts) -> bool {
+    let first = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(FIRST.as_bytes()));
+    facts.own && (facts.marked || first)
 }
 
 /// Takes a name away from whatever it leads to, or from this file only.
@@ -105,5 +114,27 @@ pub(crate) fn remove(name: &str, id: Option<(u64, u64)>) -> Result<(), SegmentEr
         }
         // Somebody else is about to remove it.
         std::thread::sleep(PAUSE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::named::create_file;
+
+    #[test]
+    fn a_successor_that_comes_in_the_middle_of_a_removal_keeps_its_name() {
+        let name = format!("shm-core-test-removal-{}", std::process::id());
+        let path = names::path(&name);
+        assert!(create_file(&name, 1).expect("created"));
+        let file = names::open(&path).expect("opened");
+        assert!(files::try_lock_all(file.as_fd()).expect("locked"));
+        names::mark(&path).expect("marked");
+        // Somebody else takes the name away, and gives it to another file.
+        std::fs::remove_file(&path).expect("removed");
+        std::fs::write(&path, "successor").expect("written");
+        assert!(!remove_locked(&path, &file).expect("looked at"));
+        assert_eq!(std::fs::read(&path).expect("still there"), b"successor");
+        std::fs::remove_file(&path).expect("removed");
     }
 }
