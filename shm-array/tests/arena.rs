@@ -7,9 +7,11 @@ mod common;
 
 use common::{Peer, Reporter, child as child_of_test, was_killed, watchdog};
 use parking_lot::{Mutex, MutexGuard};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 use shm_array::{Shared, arena_usage};
-use shm_core::handle::{ReceiveSession, SendSession};
+use shm_core::handle::{ReceiveSession, SendSession, send_descriptor, take_descriptor};
+use shm_core::socket;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -30,6 +32,61 @@ enum Orders {
     Look { one: Value },
     /// Clone, send, receive, make and drop for ever.
     Juggle { values: Vec<Value> },
+    /// Pass the value on and get it back so often, or the other way round; at the end let go of it.
+    Pass { wire: Wire, first: Option<Value>, times: u32 },
+}
+
+/// A socket that travels.
+struct Wire(OwnedFd);
+
+impl Serialize for Wire {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let copy = self.0.try_clone().map_err(ser::Error::custom)?;
+        send_descriptor(copy).map_err(ser::Error::custom)?.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Wire {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let index = u32::deserialize(deserializer)?;
+        take_descriptor(index).map(Self).map_err(de::Error::custom)
+    }
+}
+
+impl Wire {
+    fn send(&self, value: Value) {
+        let session = SendSession::begin();
+        let bytes = postcard::to_stdvec(&value).expect("in a session");
+        let descriptors = session.finish();
+        let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        socket::send(self.0.as_fd(), &bytes, &borrowed, None).expect("sent");
+    }
+
+    fn receive(&self) -> Value {
+        let message = socket::recv(self.0.as_fd(), None).expect("received");
+        let (bytes, descriptors) = message.expect("the other end is alive");
+        let _session = ReceiveSession::begin(descriptors);
+        postcard::from_bytes(&bytes).expect("arrived")
+    }
+}
+
+/// What goes from hand to hand.
+const PASSED: u64 = 7;
+
+fn pass(wire: &Wire, first: Option<Value>, times: u32) {
+    let mut hand = first;
+    for _ in 0..2 * times {
+        hand = match hand {
+            Some(value) => {
+                wire.send(value);
+                None
+            }
+            None => Some(wire.receive()),
+        };
+        if let Some(value) = &hand {
+            assert_eq!(value.load(Ordering::Relaxed), PASSED);
+        }
+    }
 }
 
 #[test]
@@ -57,6 +114,7 @@ fn child() {
             arena_usage();
         },
         Orders::Juggle { values } => juggle(&values, reporter),
+        Orders::Pass { wire, first, times } => pass(&wire, first, times),
     });
 }
 
@@ -306,6 +364,23 @@ fn a_handle_that_keeps_moving_is_never_let_go_of() {
     });
     assert_eq!(live(), 1);
     drop(kept);
+}
+
+#[test]
+fn a_handle_that_keeps_moving_between_processes_is_never_let_go_of() {
+    let (_alone, _dog) = (alone(), watchdog());
+    let _kept = value(0);
+    let (left, right) = socket::pair().expect("a socket pair");
+    let orders = |wire, first| Orders::Pass { wire: Wire(wire), first, times: 3000 };
+    let mut peers = [(left, Some(value(PASSED))), (right, None)]
+        .map(|(wire, first)| Peer::start(&orders(wire, first), None));
+    while !peers.iter_mut().all(Peer::has_ended) {
+        // Whatever was freed by mistake would be given out here.
+        let _others: Vec<_> = (0..20).map(|_| value(1)).collect();
+        arena_usage();
+    }
+    assert!(peers.into_iter().all(|peer| peer.wait().success()), "the value was not what it had been made");
+    settles_at(1);
 }
 
 /// A handle in two children and here, and what the maker's books say when they go one by one.
