@@ -13,6 +13,7 @@ mod body;
 mod builder;
 mod calls;
 mod chunk;
+mod exclusion;
 mod geometry;
 mod guard;
 mod holds;
@@ -35,6 +36,7 @@ use shm_core::Plain;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, Range};
+use std::panic::{RefUnwindSafe, UnwindSafe};
 
 /// A fixed number of elements in memory that processes share, in a segment of their own.
 ///
@@ -81,6 +83,10 @@ pub struct SharedArray<T> {
 unsafe impl<T: Send + Sync> Send for SharedArray<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send + Sync> Sync for SharedArray<T> {}
+
+// A panic under a guard is told to whoever locks next.
+impl<T> UnwindSafe for SharedArray<T> {}
+impl<T> RefUnwindSafe for SharedArray<T> {}
 
 impl<T: Zeroable> SharedArray<T> {
     /// Creates `len` zero elements under one lock.

@@ -41,34 +41,24 @@ use shm_core::sync::{AtomicU64, Ordering, fence, hint, ordering};
 #[cfg(loom)]
 pub const ORDERINGS: &[&str] = &["latch.look", "latch.reread", "latch.refill", "latch.publish"];
 
-/// The sequence; the slots lie beside it.
-#[derive(Debug)]
-#[cfg_attr(not(loom), repr(transparent))]
-pub struct Latch {
-    sequence: AtomicU64,
-}
+/// The sequence word of a value; 0 to begin with.
+#[derive(Clone, Copy, Debug)]
+pub struct Latch<'m>(pub &'m AtomicU64);
 
-impl Latch {
-    const_in_memory! {
-        /// Slot 0 has the value. All zero bytes are this, too.
-        pub fn new() -> Self {
-            Self { sequence: AtomicU64::new(0) }
-        }
-    }
-
+impl Latch<'_> {
     /// Copies the value out. `copy` copies the words of a slot, 0 or 1, with relaxed loads; what it made is thrown away if the
     /// slot was refilled meanwhile. Never blocks; tries again while writers are faster.
     #[inline(always)]
-    pub fn read<R>(&self, mut copy: impl FnMut(usize) -> R) -> R {
+    pub fn read<R>(self, mut copy: impl FnMut(usize) -> R) -> R {
         loop {
             // SYNC latch-publish: Acquire, so that the slot's words are seen; pairs with `write`.
-            let before = self.sequence.load(ordering("latch.look", Ordering::Acquire));
+            let before = self.0.load(ordering("latch.look", Ordering::Acquire));
             let value = copy(slot(before));
             // SYNC latch-refill: whoever copied a word of a refill sees below the sequence that it was based on; pairs
             // with the fence in `write`.
             weak_fence("latch.reread", Ordering::Acquire);
             // Relaxed: the fence orders it.
-            if self.sequence.load(Ordering::Relaxed) == before {
+            if self.0.load(Ordering::Relaxed) == before {
                 return value;
             }
             hint::spin_loop();
@@ -78,15 +68,15 @@ impl Latch {
     /// Replaces the value. `fill` stores all words of a slot, 0 or 1, with relaxed stores. The caller has a lock that every
     /// writer takes.
     #[inline(always)]
-    pub fn write(&self, fill: impl FnOnce(usize)) {
+    pub fn write(self, fill: impl FnOnce(usize)) {
         // Relaxed: only writers store it, and the lock orders them.
-        let before = self.sequence.load(Ordering::Relaxed);
+        let before = self.0.load(Ordering::Relaxed);
         // SYNC latch-refill: the sequence that was seen comes before the words below; pairs with the fence in `read`.
         weak_fence("latch.refill", Ordering::Release);
         fill(slot(before.wrapping_add(1)));
         crash_point!("latch.filled");
         // SYNC latch-publish: the words before the sequence; pairs with the look in `read`.
-        self.sequence.store(before.wrapping_add(1), ordering("latch.publish", Ordering::Release));
+        self.0.store(before.wrapping_add(1), ordering("latch.publish", Ordering::Release));
         crash_point!("latch.published");
     }
 }

@@ -39,6 +39,7 @@ mod native {
     pub use crate::array::{ArrayBuilder, ArrayGuard, ArrayReadGuard, Atomic, Chunk, Chunks, SharedArray};
     pub use crate::error::{Error, Result};
     pub use crate::frozen::FrozenArray;
+    pub use crate::list::{ListBuilder, ListIter, ListValue, SetError, SharedList};
     pub use crate::memory::SharedMemory;
     pub use crate::shared::{Shared, SharedBuilder};
     pub use crate::value::{SharedValue, ValueCell, ValueGuard};

@@ -123,7 +123,8 @@ impl<'de, T: Plain + Send> Deserialize<'de> for SharedValue<T> {
 #[repr(C)]
 pub struct ValueCell<T: Plain + Send> {
     lock: RawLock,
-    latch: Latch,
+    /// See [`Latch`].
+    sequence: AtomicU64,
     slots: [Slot<T>; 2],
 }
 
@@ -144,14 +145,14 @@ impl<T: Plain + Send> ValueCell<T> {
     /// A cell with `value` in it. May be moved until it is used.
     pub const fn new(value: T) -> Self {
         let slots = [Slot(UnsafeCell::new(value)), Slot(UnsafeCell::new(value))];
-        Self { lock: RawLock::new(), latch: Latch::new(), slots }
+        Self { lock: RawLock::new(), sequence: AtomicU64::new(0), slots }
     }
 
     /// The value. Never blocks; lock-free.
     #[inline]
     pub fn get(&self) -> T {
         // SAFETY: the cell's slots are only accessed as atomics.
-        self.latch.read(|slot| unsafe { copy_out(&self.slots[slot]) })
+        Latch(&self.sequence).read(|slot| unsafe { copy_out(&self.slots[slot]) })
     }
 
     /// Replaces the value. Blocks while another writer has the lock.
@@ -302,7 +303,7 @@ impl<T: Plain + Send> Writer<'_, T> {
         // A child that was forked since has not got the lock.
         if self.held.check().is_ok() {
             // SAFETY: the cell's slots are only accessed as atomics.
-            self.cell.latch.write(|slot| unsafe { copy_in(&self.cell.slots[slot], value) });
+            Latch(&self.cell.sequence).write(|slot| unsafe { copy_in(&self.cell.slots[slot], value) });
         }
     }
 }

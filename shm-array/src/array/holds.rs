@@ -220,6 +220,14 @@ impl<'a> Holds<'a> {
         })
     }
 
+    /// Whether this is still the process that took the locks.
+    pub(super) fn is_here(&self) -> bool {
+        match &self.first {
+            Hold::Exclusive(hold) => hold.held.check().is_ok(),
+            Hold::Write(_) | Hold::Read(_) => true,
+        }
+    }
+
     /// # Panics
     ///
     /// In a child that was forked since.

@@ -19,7 +19,7 @@ pub(crate) const CONTROLS: &[Control] = &[
 
 /// A value of two words that are alike.
 struct Value {
-    latch: Latch,
+    sequence: AtomicU64,
     slots: [[AtomicU64; 2]; 2],
     lock: Mutex<()>,
 }
@@ -27,19 +27,19 @@ struct Value {
 impl Value {
     fn new() -> Arc<Self> {
         let slot = || [AtomicU64::new(0), AtomicU64::new(0)];
-        Arc::new(Self { latch: Latch::new(), slots: [slot(), slot()], lock: Mutex::new(()) })
+        Arc::new(Self { sequence: AtomicU64::new(0), slots: [slot(), slot()], lock: Mutex::new(()) })
     }
 
     fn read(&self) -> u64 {
-        let words =
-            self.latch.read(|slot| self.slots[slot].each_ref().map(|word| word.load(Ordering::Relaxed)));
+        let words = Latch(&self.sequence)
+            .read(|slot| self.slots[slot].each_ref().map(|word| word.load(Ordering::Relaxed)));
         assert_eq!(words[0], words[1], "{TORN}");
         words[0]
     }
 
     fn write(&self, value: u64) {
         let store = |word: &AtomicU64| word.store(value, Ordering::Relaxed);
-        self.latch.write(|slot| self.slots[slot].iter().for_each(store));
+        Latch(&self.sequence).write(|slot| self.slots[slot].iter().for_each(store));
     }
 
     fn lock_and_write(&self, value: u64) {
