@@ -33,7 +33,7 @@
 //! try to free  read the state; no bit, no token of the object, no fork in flight; swap the state that was read
 //! sweep        clear the bits of a dead participant
 //! fork         the child's copies are in flight (lane 0) until it has attached again and has set its own bits, each with
-//!              a step of the epoch
+//!              a step of the epoch; meanwhile nothing in this arena is freed
 //! ```
 //!
 //! Going from no handle to one and back, and giving out blocks, is done inside the process's fork window: one at a time,

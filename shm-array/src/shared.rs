@@ -38,9 +38,12 @@ const MAX_ALIGN: usize = 4096;
 /// a process that is killed holds nothing any more. It is never moved and is given out as `&T` only, so what shall change
 /// is atomic or in a lock: `Shared<Mutex<T>>`.
 ///
-/// Values of up to 8 KiB (a page for alignment at most) share segments, *arenas*; larger ones get one of their own. What a
-/// process put into one arena can be read and written by every process that has a handle of any value in it; a process that
-/// shall see nothing else gets a value with a [segment of its own](SharedBuilder::own_segment).
+/// Values of up to 8 KiB share segments, *arenas*; larger ones get one of their own. What a process put into one arena can
+/// be read and written by every process that has a handle of any value in it; a process that shall see nothing else gets a
+/// value with a [segment of its own](SharedBuilder::own_segment).
+///
+/// It is checked at compile time that `T` has no destructor, which nobody would run, and that it needs no stricter
+/// alignment than a page.
 ///
 /// # If the peer dies
 ///
@@ -50,7 +53,8 @@ const MAX_ALIGN: usize = 4096;
 /// # Across processes
 ///
 /// A program that was compiled with another definition of `T` gets an error when the handle arrives. After `fork`, the
-/// child's copies work: the first use attaches again. What is *held* at the fork (a guard) stays the parent's.
+/// child's copies work: the first use attaches again. What is *held* at the fork (a guard) stays the parent's. As long as a
+/// child uses none of the values that it inherited in an arena, no block of that arena is given out again.
 ///
 /// # Examples
 ///
@@ -119,7 +123,6 @@ impl<T: ShmSafe> Shared<T> {
 
     /// Whether both are handles of the same value.
     pub fn ptr_eq(this: &Self, other: &Self) -> bool {
-        // A value of no size may lie where another ends, but not in the same place and segment.
         this.value == other.value
     }
 
