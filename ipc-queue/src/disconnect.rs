@@ -16,6 +16,9 @@
 //!
 //! So at each moment the handle is in a count, in the lane, or in both.
 //!
+//! A fork copies handles: they leave with a token that the child inherits, and arrive when the child attaches again, which
+//! counts all that are still there (see [`Segment::ensure`]).
+//!
 //! # The scary race
 //!
 //! A scan reads counts and lane one after the other, and a handle may move from what it has not read yet to what it

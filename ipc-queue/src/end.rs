@@ -2,9 +2,9 @@
 //!
 //! # Safety
 //!
-//! * The mapping stays as long as the `Arc<Segment>` beside it, in the process that attached; in a forked child it
-//!   is not there. So ring and control block are touched only after [`End::check`] (or in code that was reached
-//!   through it), and never handed out beyond `&self`.
+//! * The mapping stays as long as the `Arc<Segment>` beside it, in the process that attached. In a forked child it is
+//!   not there until the child has attached again, at the same address. So ring and control block are touched only after
+//!   [`End::check`] (or in code that was reached through it), and never handed out beyond `&self`.
 //! * Geometry is read from shared memory once, checked against the mapping's length, and kept.
 #![allow(unsafe_code)]
 
@@ -30,7 +30,6 @@ pub(crate) struct End {
     ring: Ring<'static>,
     /// Points into the segment below.
     control: NonNull<Control>,
-    me: u16,
     side: Side,
     /// The longest message, as the codec counts.
     limit: usize,
@@ -133,8 +132,21 @@ fn sweep(segment: &Segment, dead: u16) -> bool {
     true
 }
 
+/// Counts the handles that a forked child has inherited; see [`Spec::arrived`].
+fn arrived(segment: &Segment) {
+    // SAFETY: `Body::of` was content with the segment before the first handle was made; atomics.
+    let control = unsafe { segment.body().cast::<Control>().as_ref() };
+    for side in [Side::Sender, Side::Receiver] {
+        let count = control.count(segment.participant(), side);
+        // SeqCst: see `disconnect`.
+        count.store(segment.held(side.lane().into()), Ordering::SeqCst);
+    }
+    control.in_hand(segment.participant()).store(0, Ordering::SeqCst);
+    control.advance_epoch();
+}
+
 fn spec(layout_hash: u64, body_len: usize) -> Spec {
-    Spec { kind: KIND, layout_hash, body_len, sweep, arrived: |_| () }
+    Spec { kind: KIND, layout_hash, body_len, sweep, arrived }
 }
 
 impl End {
@@ -170,7 +182,6 @@ impl End {
         let end = Self {
             ring: body.ring,
             control: body.control,
-            me: segment.participant(),
             side,
             limit,
             cursor: Cursor::new(),
@@ -184,17 +195,28 @@ impl End {
         end
     }
 
-    /// Counts this handle.
+    /// Counts this handle: for everybody, and for children of this process.
     fn enlist(&self) {
+        let lane = self.side.lane().into();
+        // Where the queue is not there, handles are counted for children all the same, as they are dropped all the same.
+        if self.check().is_err() && self.is_away(|| self.segment.hold(lane)) {
+            return;
+        }
         // SeqCst: see `disconnect`.
-        let count = self.control().count(self.me, self.side);
+        let count = self.control().count(self.me(), self.side);
         count.fetch_add(1, Ordering::SeqCst);
+        self.segment.hold(lane);
     }
 
-    /// Whether this process is the one that attached. One load.
+    /// Makes sure that the queue is there: a forked child attaches again. One load if there is nothing to do.
     #[inline(always)]
     pub(crate) fn check(&self) -> Result<(), Forked> {
-        self.segment.check()
+        if self.segment.check().is_ok() { Ok(()) } else { self.attach_again() }
+    }
+
+    #[cold]
+    fn attach_again(&self) -> Result<(), Forked> {
+        self.segment.ensure().map_err(|_| Forked)
     }
 
     #[inline(always)]
@@ -217,9 +239,10 @@ impl End {
         &self.segment
     }
 
+    /// The participant index of this process: another one in a forked child.
     #[inline(always)]
     pub(crate) fn me(&self) -> u16 {
-        self.me
+        self.segment.participant()
     }
 
     /// Ring, control block, and the segment that they need to live as long as they are used.
@@ -258,7 +281,7 @@ impl End {
     pub(crate) fn push<T, C: Codec<T>>(&self, message: &C::Staged<'_>) -> Result<u64, Miss> {
         // SAFETY: the slot is claimed for writing, and its payload is the one that `limit` came from.
         let write = |slot| unsafe { C::store(message, slot) };
-        Ok(self.ring.try_push(&self.cursor, self.me, write)?)
+        Ok(self.ring.try_push(&self.cursor, self.me(), write)?)
     }
 
     /// Pushes some messages, and returns the first one's ticket and how many.
@@ -269,7 +292,7 @@ impl End {
     ) -> Result<(u64, usize), Miss> {
         // SAFETY: as in `push`; the ring counts from 0 to below the length that it was given.
         let write = |i: usize, slot| unsafe { C::store(messages.get_unchecked(i), slot) };
-        Ok(self.ring.try_push_batch(&self.cursor, self.me, messages.len(), write)?)
+        Ok(self.ring.try_push_batch(&self.cursor, self.me(), messages.len(), write)?)
     }
 
     #[inline(always)]
@@ -286,7 +309,7 @@ impl End {
                 self.take_in_hand();
             }
         };
-        Ok(self.ring.try_pop(&self.cursor, self.me, read)?)
+        Ok(self.ring.try_pop(&self.cursor, self.me(), read)?)
     }
 
     #[inline(always)]
@@ -311,13 +334,13 @@ impl End {
                 self.take_in_hand();
             }
         };
-        Ok(self.ring.try_pop_batch(&self.cursor, self.me, max, read)?)
+        Ok(self.ring.try_pop_batch(&self.cursor, self.me(), max, read)?)
     }
 
     /// Repairs what a dead owner left. Returns whether it was dead, so that looking again may pay.
     #[cold]
     pub(crate) fn recover(&self, claim: Claim) -> bool {
-        if claim.owner() == self.me || !self.segment.is_dead(claim.owner()) {
+        if claim.owner() == self.me() || !self.segment.is_dead(claim.owner()) {
             return false;
         }
         self.ring.recover(claim);
@@ -331,7 +354,7 @@ impl End {
     /// Whether the claim of a sender that is gone may be in somebody else's hands: that of a sweep, which holds the
     /// dead one's lock until it has repaired everything. Whoever is not attached has been swept.
     pub(crate) fn is_swept_elsewhere(&self, claim: Claim) -> bool {
-        claim.is_writing() && claim.owner() != self.me && self.segment.is_attached(claim.owner())
+        claim.is_writing() && claim.owner() != self.me() && self.segment.is_attached(claim.owner())
     }
 
     /// Whether nobody holds the other side; asks the system.
@@ -360,7 +383,6 @@ impl Clone for End {
         let copy = Self {
             ring: self.ring,
             control: self.control,
-            me: self.me,
             side: self.side,
             limit: self.limit,
             cursor: self.cursor.clone(),
@@ -370,21 +392,22 @@ impl Clone for End {
             born: Instant::now(),
             segment: Arc::clone(&self.segment),
         };
-        // In a forked child the clone is as useless as the original, and as harmless.
-        if copy.check().is_ok() {
-            copy.enlist();
-        }
+        copy.enlist();
         copy
     }
 }
 
 impl Drop for End {
     fn drop(&mut self) {
-        if self.check().is_err() {
+        let lane = self.side.lane().into();
+        // A handle that a forked child inherited and did not use: nobody else knows of it.
+        if self.segment.check().is_err() && self.is_away(|| self.segment.unhold(lane)) {
             return;
         }
+        // Before the other count, so that a child forked in between does not inherit what is going.
+        self.segment.unhold(lane);
         // SeqCst: of two processes that let go at once, one sees the other's count fall.
-        let count = self.control().count(self.me, self.side);
+        let count = self.control().count(self.me(), self.side);
         let before = count.fetch_sub(1, Ordering::SeqCst);
         if before == 1 {
             disconnect::is_gone(&self.segment, self.control(), self.side);
@@ -393,11 +416,25 @@ impl Drop for End {
 }
 
 impl End {
+    /// Whether the queue is not there, in a forked child that has not attached again; if so, runs `count` before another
+    /// thread attaches and tells everybody what was counted.
+    #[cold]
+    fn is_away(&self, count: impl FnOnce()) -> bool {
+        // Attaching again is inside the window.
+        let _window = shm_core::fork::window();
+        let away = self.segment.check().is_err();
+        if away {
+            count();
+        }
+        away
+    }
+
     /// What `Debug` of a handle prints.
     pub(crate) fn fmt_as(&self, name: &str, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut debug = f.debug_struct(name);
         debug.field("capacity", &self.capacity());
-        match self.check() {
+        // Printing does not attach.
+        match self.segment.check() {
             Ok(()) => debug.field("len", &self.len()),
             Err(_) => debug.field("forked", &true),
         };

@@ -25,9 +25,9 @@ mod error;
 #[cfg(not(loom))]
 mod layout;
 #[cfg(not(loom))]
-mod receiver;
-#[cfg(not(loom))]
 mod parcel;
+#[cfg(not(loom))]
+mod receiver;
 pub mod ring;
 #[cfg(not(loom))]
 mod sender;

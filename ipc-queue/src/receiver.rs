@@ -27,8 +27,9 @@ use std::time::{Duration, Instant};
 ///
 /// # Across processes
 ///
-/// A receiver can be serialised into arguments of processes and tasks, and works there like a clone. Not usable
-/// in a forked child, where every operation says so.
+/// A receiver can be serialised into arguments of processes and tasks, and works there like a clone. A forked
+/// child has a copy of every receiver, which attaches at its first use; only after a fork that skipped the handlers of
+/// `pthread_atfork`, or where attaching fails, does every operation say so.
 ///
 /// What another process puts into the queue is decoded by the `Deserialize` of `T`. Where the other process is not
 /// trusted, choose a `T` whose decoding is bounded by the length of the message: elements without bytes (`Vec<()>`)
@@ -402,7 +403,7 @@ impl<T, C: Codec<T>> Drop for Unopened<'_, T, C> {
 
 impl<T, C> Receiver<T, C> {
     /// How many messages are in the queue, those included that are being sent. May be stale at once. 0 in a forked
-    /// child.
+    /// child that cannot attach.
     pub fn len(&self) -> usize {
         self.end.check().map_or(0, |()| self.end.len())
     }

@@ -27,8 +27,9 @@ use std::time::{Duration, Instant};
 ///
 /// # Across processes
 ///
-/// A sender can be serialised into arguments of processes and tasks, and works there like a clone. Not usable in
-/// a forked child, where every operation says so.
+/// A sender can be serialised into arguments of processes and tasks, and works there like a clone. A forked
+/// child has a copy of every sender, which attaches at its first use; only after a fork that skipped the handlers of
+/// `pthread_atfork`, or where attaching fails, does every operation say so.
 ///
 /// # Examples
 ///
@@ -346,7 +347,7 @@ impl<T, C: Codec<T>> Sender<T, C> {
 
 impl<T, C> Sender<T, C> {
     /// How many messages are in the queue, those included that are being sent. May be stale at once. 0 in a forked
-    /// child.
+    /// child that cannot attach.
     pub fn len(&self) -> usize {
         self.end.check().map_or(0, |()| self.end.len())
     }

@@ -56,6 +56,7 @@ impl fmt::Display for Refused {
 
 impl End {
     fn leave<T, C: Codec<T>>(&self) -> Result<Ticket, Refused> {
+        self.check().map_err(|forked| Refused::Segment(forked.into()))?;
         let token = self.segment().token(self.side().lane().into()).map_err(Refused::Segment)?;
         let descriptor = send_descriptor(token).map_err(Refused::NoSession)?;
         self.control().advance_epoch();

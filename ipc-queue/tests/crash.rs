@@ -364,8 +364,8 @@ fn survivors_finish_after_a_death_at_every_point_of_the_handles() {
     let ring: BTreeSet<&str> = ipc_queue::ring::CRASH_POINTS.iter().copied().collect();
     let all = points_in_sources();
     assert!(ring.iter().all(|point| all.contains(*point)), "the ring lists points that it has not");
-    // Those of a forked child are passed in `shm-core/tests/inherit.rs`, those of messages with handles in `handles.rs`.
-    let others = ["segment.inherit.", "broker.", "queue.parcel."];
+    // Those of messages with handles are passed in `handles.rs`, the others in the tests of `shm-core`.
+    let others = ["segment.inherit.", "broker.", "queue.parcel.", "named."];
     let elsewhere = |point: &&String| {
         ring.contains(point.as_str()) || others.iter().any(|prefix| point.starts_with(prefix))
     };

@@ -1,14 +1,14 @@
-//! Queues between real processes: handles that travel, sides that go, processes that die, stop, fork or scribble.
+//! Queues between real processes: handles that travel, sides that go, processes that die, stop or scribble.
 #![cfg(not(loom))]
-#![allow(unsafe_code, reason = "forks, and maps the queue's memory to scribble on it")]
+#![allow(unsafe_code, reason = "maps the queue's memory to scribble on it")]
 #![allow(clippy::cast_possible_truncation, reason = "process ids, small indices, random bytes")]
 
 mod common;
 
 use common::{Peer, Reporter, child as child_of_test, was_killed, watchdog};
 use ipc_queue::{
-    PlainReceiver, PlainSender, Receiver, RecvError, RecvTimeoutError, Sender, TryRecvError, TrySendError,
-    bounded, bounded_plain,
+    PlainReceiver, PlainSender, Receiver, RecvTimeoutError, Sender, TryRecvError, TrySendError, bounded,
+    bounded_plain,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::time::{ClockId, clock_gettime};
@@ -276,7 +276,8 @@ fn an_index_is_not_given_to_others_while_the_geometry_makes_no_sense() {
         let header = map.as_ptr();
         (header.add(12).cast::<u32>().read(), header.add(16).cast::<u64>().read())
     };
-    let spec = shm_core::segment::Spec { kind, layout_hash, body_len: 1, sweep: |_, _| false, arrived: |_| () };
+    let spec =
+        shm_core::segment::Spec { kind, layout_hash, body_len: 1, sweep: |_, _| false, arrived: |_| () };
     let segment = shm_core::segment::Segment::attach(std::os::fd::AsFd::as_fd(&memory), &spec)
         .expect("this process is attached already");
     let peer = send_from(tx.clone(), 0, 1, true);
@@ -430,31 +431,6 @@ fn a_receiver_that_waits_uses_no_processor() {
     let peer = Peer::start(&Orders::Idle(rx, Duration::from_millis(600)), None);
     let (waited, used): (u64, u64) = peer.report().expect("a report");
     assert!(used * 4 < waited, "{used} of {waited} microseconds");
-}
-
-#[test]
-fn a_forked_child_is_told_so_and_changes_nothing() {
-    let _dog = watchdog();
-    let (tx, rx) = bounded::<u64>(4).expect("a queue");
-    // SAFETY: the child only uses the handles, whose operations fail before they touch anything, and exits.
-    let id = unsafe { libc::fork() };
-    if id == 0 {
-        let told = matches!(tx.try_send(1), Err(TrySendError::Forked(1)))
-            && matches!(rx.recv(), Err(RecvError::Forked))
-            && tx.is_empty()
-            && matches!(tx.clone().try_send(1), Err(TrySendError::Forked(1)));
-        drop((tx, rx));
-        // SAFETY: ends the child without running anything of the parent's.
-        unsafe { libc::_exit(if told { 0 } else { 1 }) };
-    }
-    let mut status = 0;
-    // SAFETY: waits for the child of this test.
-    assert_eq!(unsafe { libc::waitpid(id, &raw mut status, 0) }, id);
-    assert_eq!(status, 0, "the child was told");
-    tx.send(2).expect("the queue is as it was");
-    assert_eq!(rx.recv().expect("received"), 2);
-    drop(tx);
-    assert!(rx.recv().expect_err("gone").is_disconnected());
 }
 
 #[test]

@@ -541,6 +541,9 @@ impl Segment {
     pub fn unhold(&self, lane: u32) {
         let before = self.holds[lane as usize].fetch_sub(1, Ordering::Relaxed);
         debug_assert!(before > 0, "let go of more handles than there were");
+        if before == 1 && self.check().is_err() {
+            self.let_go(lane);
+        }
     }
 
     /// How many handles of this process are counted in a lane.

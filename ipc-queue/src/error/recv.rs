@@ -25,7 +25,7 @@ macro_rules! recv_error {
             Disconnected,
             /// A message was taken, but its bytes are not a value of this type. The queue goes on.
             Decode(DecodeError),
-            /// This process was forked after it had got the handle; the queue is not there.
+            /// This process was forked after it had got the handle, and cannot attach to the queue by itself.
             Forked,
             /// The queue has carried as many messages as it can number. A new one is needed.
             Exhausted,
@@ -117,7 +117,7 @@ pub enum RecvBatchError<T> {
         /// The others, in order.
         failed: Vec<DecodeError>,
     },
-    /// This process was forked after it had got the handle; the queue is not there.
+    /// This process was forked after it had got the handle, and cannot attach to the queue by itself.
     Forked,
     /// The queue has carried as many messages as it can number. A new one is needed.
     Exhausted,

@@ -34,7 +34,7 @@ macro_rules! send_error {
                 /// Why.
                 reason: EncodeError,
             },
-            /// This process was forked after it had got the handle; the queue is not there.
+            /// This process was forked after it had got the handle, and cannot attach to the queue by itself.
             Forked(T),
             /// The queue has carried as many messages as it can number. A new one is needed.
             Exhausted(T),
@@ -201,7 +201,7 @@ impl<T> SendBatchError<T> {
         matches!(self.halt, Halt::Failed(Failure::Encode(_)))
     }
 
-    /// Whether this process was forked after it had got the handle.
+    /// Whether this process was forked after it had got the handle, and cannot attach to the queue by itself.
     pub fn is_forked(&self) -> bool {
         matches!(self.halt, Halt::Failed(Failure::Forked))
     }

@@ -33,7 +33,8 @@ use std::sync::Arc;
 /// What keeps a child's handles from looking let go of until the child has attached.
 #[derive(Debug)]
 pub(super) struct Inherited {
-    _tokens: Vec<OwnedFd>,
+    /// With their lanes.
+    tokens: Vec<(u32, OwnedFd)>,
 }
 
 /// The attachments of a process that is forking.
@@ -47,9 +48,10 @@ impl Leaving {
         segments.retain(|segment| segment.check().is_ok());
         for segment in &segments {
             let held = (0..LANES).filter(|&lane| segment.held(lane) > 0);
-            let tokens: Result<Vec<_>, _> = held.map(|lane| segment.token(lane)).collect();
+            let tokens: Result<Vec<_>, SegmentError> =
+                held.map(|lane| Ok((lane, segment.token(lane)?))).collect();
             // Without descriptors the child cannot be protected, and will be refused.
-            *segment.inherited.lock() = tokens.ok().map(|_tokens| Inherited { _tokens });
+            *segment.inherited.lock() = tokens.ok().map(|tokens| Inherited { tokens });
         }
         Self(segments)
     }
@@ -83,6 +85,15 @@ impl Segment {
     #[inline(always)]
     pub fn ensure(&self) -> Result<(), SegmentError> {
         if self.check().is_ok() { Ok(()) } else { self.attach_again() }
+    }
+
+    /// In a child that has not attached again: it has no handle of the lane any more.
+    #[cold]
+    pub(super) fn let_go(&self, lane: u32) {
+        let _window = fork::window();
+        if let Some(inherited) = &mut *self.inherited.lock() {
+            inherited.tokens.retain(|(kept, _)| *kept != lane);
+        }
     }
 
     /// Step 4.
