@@ -105,9 +105,9 @@ impl<T> Mutex<T> {
     ///
     /// [`LockError::OwnerDied`] and [`LockError::Poisoned`] with the guard inside; [`LockError::Unrecoverable`],
     /// [`LockError::Forked`] without.
-    #[inline]
+    #[inline(always)]
     pub fn lock(&self) -> LockResult<'_, T> {
-        self.guard(self.raw.lock(None))
+        self.guard(self.raw.acquire(None))
     }
 
     /// Locks if nobody holds the lock. Never blocks.
@@ -115,9 +115,9 @@ impl<T> Mutex<T> {
     /// # Errors
     ///
     /// As [`Mutex::lock`], and [`LockError::WouldBlock`] if a living process holds it.
-    #[inline]
+    #[inline(always)]
     pub fn try_lock(&self) -> LockResult<'_, T> {
-        self.guard(self.raw.try_lock())
+        self.guard(self.raw.try_acquire())
     }
 
     /// Locks as [`Mutex::lock`] does, and gives up after `timeout`.
@@ -127,7 +127,7 @@ impl<T> Mutex<T> {
     /// As [`Mutex::lock`], and [`LockError::TimedOut`].
     pub fn lock_timeout(&self, timeout: Duration) -> LockResult<'_, T> {
         // What the clock cannot express is for ever.
-        self.guard(self.raw.lock(Instant::now().checked_add(timeout)))
+        self.guard(self.raw.acquire(Instant::now().checked_add(timeout)))
     }
 
     /// Locks as [`Mutex::lock`] does, and gives up at `deadline`. A lock that is free is taken even if the deadline has
@@ -137,14 +137,13 @@ impl<T> Mutex<T> {
     ///
     /// As [`Mutex::lock`], and [`LockError::TimedOut`].
     pub fn lock_until(&self, deadline: Instant) -> LockResult<'_, T> {
-        self.guard(self.raw.lock(Some(deadline)))
+        self.guard(self.raw.acquire(Some(deadline)))
     }
 
     #[inline(always)]
-    fn guard(&self, taken: Result<Held, Refused>) -> LockResult<'_, T> {
-        let held = taken?;
-        let data = held.data();
-        Held::outcome(data, MutexGuard { mutex: self, held, not_send: PhantomData })
+    fn guard(&self, taken: Result<Data, Refused>) -> LockResult<'_, T> {
+        let data = taken?;
+        Held::outcome(data, MutexGuard { mutex: self, held: Held::new(data), not_send: PhantomData })
     }
 
     /// Puts a mutex that is out of use ([`LockError::Unrecoverable`]) back into service, with a new value. Never blocks.
@@ -216,7 +215,7 @@ impl<T> MutexGuard<'_, T> {
 impl<T> Deref for MutexGuard<'_, T> {
     type Target = T;
 
-    #[inline]
+    #[inline(always)]
     fn deref(&self) -> &T {
         self.held.must_be_here();
         // SAFETY: this process holds the lock, and lends the data only through this guard.
@@ -225,7 +224,7 @@ impl<T> Deref for MutexGuard<'_, T> {
 }
 
 impl<T> DerefMut for MutexGuard<'_, T> {
-    #[inline]
+    #[inline(always)]
     fn deref_mut(&mut self) -> &mut T {
         self.held.must_be_here();
         // SAFETY: as in `deref`, and the guard is borrowed for this alone.
@@ -234,7 +233,7 @@ impl<T> DerefMut for MutexGuard<'_, T> {
 }
 
 impl<T> Drop for MutexGuard<'_, T> {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
         self.mutex.raw.unlock(&self.held);
     }

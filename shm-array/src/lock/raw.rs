@@ -141,21 +141,33 @@ impl RawLock {
 
     /// Takes the lock. Blocks until it is free, its holder died, or the deadline has passed; woken by
     /// [`RawLock::unlock`].
-    #[inline]
+    #[inline(always)]
     pub(crate) fn lock(&self, deadline: Option<Instant>) -> Result<Held, Refused> {
+        self.acquire(deadline).map(Held::new)
+    }
+
+    /// [`RawLock::lock`] for the fast paths: what it returns stays in registers. The caller makes it [`Held`].
+    #[inline(always)]
+    pub(crate) fn acquire(&self, deadline: Option<Instant>) -> Result<Data, Refused> {
         let me = Owner::here(self)?;
         match self.take(FREE, me.bits()) {
-            Ok(()) => Ok(Held::new(Data::Good)),
+            Ok(()) => Ok(Data::Good),
             Err(_) => self.lock_contended(me, deadline),
         }
     }
 
     /// Takes the lock if it is free or its holder is dead. Never blocks.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn try_lock(&self) -> Result<Held, Refused> {
+        self.try_acquire().map(Held::new)
+    }
+
+    /// As [`RawLock::acquire`].
+    #[inline(always)]
+    pub(crate) fn try_acquire(&self) -> Result<Data, Refused> {
         let me = Owner::here(self)?;
         match self.take(FREE, me.bits()) {
-            Ok(()) => Ok(Held::new(Data::Good)),
+            Ok(()) => Ok(Data::Good),
             Err(word) => self.try_lock_contended(me, word),
         }
     }
@@ -166,14 +178,14 @@ impl RawLock {
         // Relaxed: `take` compares it.
         let word = self.word.load(Ordering::Relaxed);
         match Holder::of(word) {
-            Holder::Nobody => self.take_free(word, me, 0).ok(),
+            Holder::Nobody => self.take_free(word, me, 0).ok().map(Held::new),
             Holder::Somebody(_) | Holder::OutOfUse => None,
         }
     }
 
     /// Gives the lock back: for good data free, with POISON after a panic, out of use after an owner's death that nobody
     /// repaired. Does nothing in a child that was forked since. Never blocks; a system call if somebody sleeps.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn unlock(&self, held: &Held) {
         if held.check().is_err() {
             return;
@@ -301,24 +313,24 @@ impl RawLock {
     }
 
     /// FREE => HELD(me): keeps POISON, and WAITERS too if the caller has slept.
-    fn take_free(&self, word: u32, me: Owner, slept: u32) -> Result<Held, u32> {
+    fn take_free(&self, word: u32, me: Owner, slept: u32) -> Result<Data, u32> {
         self.take(word, me.bits() | (word & POISON) | slept)?;
-        Ok(Held::new(if word & POISON == 0 { Data::Good } else { Data::Poisoned }))
+        Ok(if word & POISON == 0 { Data::Good } else { Data::Poisoned })
     }
 
     /// HELD(dead) => HELD(me), if the owner in the word is dead; otherwise the word there is.
-    fn take_over(&self, word: u32, owner: Owner, me: Owner) -> Result<Held, u32> {
+    fn take_over(&self, word: u32, owner: Owner, me: Owner) -> Result<Data, u32> {
         if !owner.is_dead(self) {
             return Err(word);
         }
         // The flags stay: others may sleep.
         self.take(word, me.bits() | (word & (WAITERS | POISON)))?;
         crash_point!("lock.taken_over");
-        Ok(Held::new(Data::OwnerDied))
+        Ok(Data::OwnerDied)
     }
 
     #[cold]
-    fn try_lock_contended(&self, me: Owner, mut word: u32) -> Result<Held, Refused> {
+    fn try_lock_contended(&self, me: Owner, mut word: u32) -> Result<Data, Refused> {
         loop {
             let taken = match Holder::of(word) {
                 Holder::Nobody => self.take_free(word, me, word & WAITERS),
@@ -326,7 +338,7 @@ impl RawLock {
                 Holder::OutOfUse => return Err(Refused::Unrecoverable),
             };
             match taken {
-                Ok(held) => return Ok(held),
+                Ok(data) => return Ok(data),
                 Err(seen) if seen == word => return Err(Refused::WouldBlock),
                 // It has changed hands: that is progress of somebody else's.
                 Err(seen) => word = seen,
@@ -335,14 +347,14 @@ impl RawLock {
     }
 
     #[cold]
-    fn lock_contended(&self, me: Owner, deadline: Option<Instant>) -> Result<Held, Refused> {
+    fn lock_contended(&self, me: Owner, deadline: Option<Instant>) -> Result<Data, Refused> {
         let mut slept = 0;
         let mut word = self.poll();
         loop {
             word = match Holder::of(word) {
                 Holder::OutOfUse => return Err(Refused::Unrecoverable),
                 Holder::Nobody => match self.take_free(word, me, slept | (word & WAITERS)) {
-                    Ok(held) => return Ok(held),
+                    Ok(data) => return Ok(data),
                     Err(seen) => seen,
                 },
                 // Also where the deadline has passed: the wake-up that this waiter may have had goes on to another.
@@ -351,7 +363,7 @@ impl RawLock {
                     slept = WAITERS;
                     let deaths = Deaths::near(self);
                     match self.take_over(word, owner, me) {
-                        Ok(held) => return Ok(held),
+                        Ok(data) => return Ok(data),
                         Err(seen) if seen != word => seen,
                         Err(_) => {
                             self.sleep(&deaths, word, owner, deadline)?;

@@ -19,27 +19,30 @@ use std::sync::{Mutex, MutexGuard};
 /// The process in which something was attached; cheap to compare with the present one.
 #[derive(Clone, Copy, Debug)]
 pub struct ForkStamp {
-    page: &'static Page,
     generation: u64,
 }
 
 impl ForkStamp {
-    /// The present process.
+    /// The present process. Two loads.
     ///
     /// # Panics
     ///
     /// On the first call of a process, if not even a page can be mapped or the kernel is older than 4.14.
-    #[inline]
+    #[inline(always)]
     pub fn now() -> Self {
-        // SAFETY: `BLANK` or a page that is mapped for ever.
-        let mut page: &'static Page = unsafe { &*PAGE.load(Ordering::Acquire) };
-        if std::ptr::eq(page, &raw const BLANK) {
-            page = self::page();
+        match known_page().generation.load(Ordering::Relaxed) {
+            0 => Self::first(),
+            generation => Self { generation },
         }
-        Self { page, generation: page.generation() }
     }
 
-    /// Whether this is still the process of the stamp. One load; never blocks.
+    /// Before the page is mapped, or in a new child.
+    #[cold]
+    fn first() -> Self {
+        Self { generation: page().generation() }
+    }
+
+    /// Whether this is still the process of the stamp. Two loads; never blocks.
     ///
     /// # Errors
     ///
@@ -47,7 +50,7 @@ impl ForkStamp {
     #[inline(always)]
     pub fn check(&self) -> Result<(), Forked> {
         // Relaxed: only fork changes it, and a fork orders everything.
-        if self.page.generation.load(Ordering::Relaxed) == self.generation { Ok(()) } else { Err(Forked) }
+        if known_page().generation.load(Ordering::Relaxed) == self.generation { Ok(()) } else { Err(Forked) }
     }
 }
 
@@ -120,13 +123,19 @@ impl Page {
     }
 }
 
+/// The page, or zeroes as long as nobody has asked for it.
+#[inline(always)]
+fn known_page() -> &'static Page {
+    // SAFETY: `BLANK` or a page that is mapped for ever.
+    unsafe { &*PAGE.load(Ordering::Acquire) }
+}
+
 /// A number that changes whenever this process attaches or detaches, and is 0 in a new child and before the first
 /// attachment: what was found out about addresses is valid while it stays. Two loads.
 #[inline(always)]
 pub(crate) fn attachments() -> u64 {
-    // SAFETY: `BLANK` or a page that is mapped for ever. Relaxed: whoever learns of an attachment learns of the number,
-    // which was stepped before.
-    unsafe { &*PAGE.load(Ordering::Acquire) }.attachments.load(Ordering::Relaxed)
+    // Relaxed: whoever learns of an attachment learns of the number, which was stepped before.
+    known_page().attachments.load(Ordering::Relaxed)
 }
 
 /// As [`attachments`], but never 0: gives a new child a number of its own first.

@@ -15,16 +15,17 @@ struct Entry {
     start: usize,
     len: usize,
     attachments: u64,
-    token: u32,
+    owner: Owner,
 }
 
 impl Entry {
-    const NONE: Self = Self { start: 0, len: 0, attachments: 0, token: 0 };
+    /// No address is in it.
+    const NONE: Self = Self { start: 0, len: 0, attachments: 0, owner: Owner::local() };
 
     #[inline(always)]
-    fn token(&self, address: usize, attachments: u64) -> Option<Owner> {
+    fn owner(&self, address: usize, attachments: u64) -> Option<Owner> {
         let hit = address.wrapping_sub(self.start) < self.len && self.attachments == attachments;
-        if hit { Owner::from_bits(self.token) } else { None }
+        hit.then_some(self.owner)
     }
 }
 
@@ -51,7 +52,7 @@ impl Owner {
     #[inline(always)]
     pub fn here<T>(place: *const T) -> Result<Self, Forked> {
         let address = place.addr();
-        match LAST.get().token(address, fork::attachments()) {
+        match LAST.get().owner(address, fork::attachments()) {
             Some(owner) => Ok(owner),
             None => find(address),
         }
@@ -80,7 +81,7 @@ impl Owner {
 fn find(address: usize) -> Result<Owner, Forked> {
     let attachments = fork::attachments();
     let mut earlier = EARLIER.get();
-    let known = earlier.iter().position(|entry| entry.token(address, attachments).is_some());
+    let known = earlier.iter().position(|entry| entry.owner(address, attachments).is_some());
     let entry = match known {
         Some(at) => std::mem::replace(&mut earlier[at], LAST.get()),
         None => {
@@ -91,19 +92,19 @@ fn find(address: usize) -> Result<Owner, Forked> {
     };
     LAST.set(entry);
     EARLIER.set(earlier);
-    Ok(Owner::from_bits(entry.token).expect("entries have tokens"))
+    Ok(entry.owner)
 }
 
 fn look_up(address: usize) -> Result<Entry, Forked> {
     // Before the table: what changes meanwhile makes the entry outdated.
     let attachments = fork::known_attachments();
     let near = neighbourhood(address);
-    let token = match near.segment {
+    let owner = match near.segment {
         Some(segment) => {
             segment.ensure().map_err(|_| Forked)?;
-            segment.owner().bits()
+            segment.owner()
         }
-        None => Owner::LOCAL,
+        None => Owner::local(),
     };
-    Ok(Entry { start: near.addresses.start, len: near.addresses.len(), attachments, token })
+    Ok(Entry { start: near.addresses.start, len: near.addresses.len(), attachments, owner })
 }
