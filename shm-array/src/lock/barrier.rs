@@ -489,10 +489,10 @@ impl<const MAX: usize> Barrier<MAX> {
 
     /// Frees the cells of the dead when their round is over.
     fn forget_dead(&self) {
-        let state = self.now();
         for cell in self.cells() {
-            // Relaxed: compared by the swap.
-            let seat = Seat(cell.load(Ordering::Relaxed));
+            // SeqCst: the cell before the state. A cell that was taken in a later round than that of the state is not over.
+            let seat = Seat(cell.load(Ordering::SeqCst));
+            let state = self.now();
             let is_over = state.is_draining() || seat.round() != state.round();
             if !seat.is_free() && is_over && seat.owner().is_none_or(|owner| owner.is_dead(self)) {
                 crash_point!("barrier.forgetting");
