@@ -7,12 +7,22 @@
 //! a wait without a deadline must be woken, unless its holder may die; one with a deadline gives up at once.
 #![cfg(loom)]
 
+#[path = "loom/barrier.rs"]
+mod barrier;
 #[path = "loom/condvar.rs"]
 mod condvar;
+#[path = "loom/event.rs"]
+mod event;
 #[path = "loom/latch.rs"]
 mod latch;
 #[path = "loom/mutex.rs"]
 mod mutex;
+#[path = "loom/once.rs"]
+mod once;
+#[path = "loom/rwlock.rs"]
+mod rwlock;
+#[path = "loom/semaphore.rs"]
+mod semaphore;
 
 use shm_array::lock::orderings;
 use shm_core::sync::weakened;
@@ -51,28 +61,45 @@ type Control = (&'static str, fn(), &'static str);
 const RACE: &str = "Causality violation";
 const STUCK: &str = "deadlock";
 
-const ORDERINGS: &[&[&str]] = &[orderings::RAW, orderings::CONDVAR, shm_array::latch::ORDERINGS];
-const CONTROLS: &[&[Control]] = &[mutex::CONTROLS, condvar::CONTROLS, latch::CONTROLS];
+/// What each file names, and the controls for it.
+const MODELS: &[(&[&str], &[Control])] = &[
+    (orderings::RAW, mutex::CONTROLS),
+    (orderings::CONDVAR, condvar::CONTROLS),
+    (shm_array::latch::ORDERINGS, latch::CONTROLS),
+    (orderings::RWLOCK, rwlock::CONTROLS),
+    (orderings::SEMAPHORE, semaphore::CONTROLS),
+    (orderings::SIGNAL, semaphore::SIGNAL_CONTROLS),
+    (orderings::EVENT, event::CONTROLS),
+    (orderings::ONCE, once::CONTROLS),
+    (orderings::BARRIER, barrier::CONTROLS),
+];
 
-/// The ordering that [`control`] weakens, if it is run by the test below.
+/// The control that [`control`] runs for the test below: its place among all.
 const WEAKEN: &str = "LOCK_MODEL_WEAKEN";
+
+fn controls() -> impl Iterator<Item = &'static Control> {
+    MODELS.iter().flat_map(|(_, controls)| *controls)
+}
 
 /// A deadlock in a model aborts the process, so each control has one of its own.
 #[test]
 fn each_weakened_ordering_is_caught() {
-    let controls = || CONTROLS.iter().copied().flatten();
-    for name in ORDERINGS.iter().copied().flatten() {
-        assert!(controls().any(|(control, ..)| control == name), "no control for {name}");
+    for (orderings, controls) in MODELS {
+        for name in *orderings {
+            assert!(controls.iter().any(|(control, ..)| control == name), "no control for {name}");
+        }
     }
-    for (name, _, symptom) in controls() {
+    for (place, (name, _, symptom)) in controls().enumerate() {
         let child = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "control", "--nocapture"])
-            .env(WEAKEN, name)
+            .env(WEAKEN, place.to_string())
+            // Some need it, and all are fast: they end with the first that they find.
+            .env("LOOM_MAX_PREEMPTIONS", "3")
             .env("RUST_BACKTRACE", "0")
             .output()
             .unwrap();
         let text = String::from_utf8_lossy(&child.stderr);
-        assert!(!child.status.success(), "no model notices that {name} is weakened");
+        assert!(!child.status.success(), "no model notices that {name} is weakened (control {place})");
         assert!(text.contains(symptom), "{name} weakened: {symptom} expected, got {text}");
     }
 }
@@ -80,13 +107,13 @@ fn each_weakened_ordering_is_caught() {
 /// One control; nothing unless the test above says which.
 #[test]
 fn control() {
-    let Ok(weak) = std::env::var(WEAKEN) else { return };
+    let Ok(place) = std::env::var(WEAKEN) else { return };
     std::thread::spawn(|| {
         std::thread::sleep(std::time::Duration::from_secs(120));
         eprintln!("the watchdog barks");
         std::process::exit(86);
     });
-    let mut controls = CONTROLS.iter().copied().flatten();
-    let (name, model, _) = controls.find(|(name, ..)| *name == weak).expect("a control of that name");
+    let place = place.parse().expect("a number");
+    let (name, model, _) = controls().nth(place).expect("a control at that place");
     weakened(name, || explore(*model));
 }

@@ -54,14 +54,15 @@ use crate::error::{Error, Kind};
 use shm_core::crash_point;
 use shm_core::fork::ForkStamp;
 use shm_core::owner::Owner;
-use shm_core::sync::{AtomicU32, AtomicU64, Ordering, ordering, seq_cst_in_model};
+use shm_core::sync::{AtomicU32, AtomicU64, Ordering, seq_cst_in_model};
 use state::{Seat, Standing, State};
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// The orderings that a model can weaken by name.
+/// What a model can weaken by name: the fence between the own cell and the look at the others. It does in a model what the
+/// `SeqCst` of each access does natively, so a model cannot tell those apart.
 #[cfg(loom)]
-pub const ORDERINGS: &[&str] = &["barrier.look", "barrier.arrive", "barrier.swap", "seq_cst"];
+pub const ORDERINGS: &[&str] = &["seq_cst"];
 
 /// A number of parties, threads or processes, that wait for each other, again and again: Python's `Barrier`.
 ///
@@ -311,6 +312,15 @@ impl<const MAX: usize> Barrier<MAX> {
         }
     }
 
+    /// For models: arrives, and does nothing more, as a process that dies there.
+    #[cfg(loom)]
+    #[doc(hidden)]
+    pub fn abandon(&self) {
+        let me = Owner::here(self).expect("never in a model");
+        let arrived = self.line.wait(None, || self.arrive(me), || self.look_before());
+        assert!(arrived.is_some());
+    }
+
     fn wait_before(
         &self,
         deadline: Option<Instant>,
@@ -377,10 +387,9 @@ impl<const MAX: usize> Barrier<MAX> {
             let taken = Seat::taken(round, me).0;
             // SYNC barrier: Release, whatever was done before is seen by all who pass; pairs with `taken`. SeqCst: before
             // the look at the others' cells, and at the state.
-            let order = ordering("barrier.arrive", Ordering::SeqCst);
             seen.is_free()
                 && seen.round() != round
-                && cell.compare_exchange(seen.0, taken, order, Ordering::Relaxed).is_ok()
+                && cell.compare_exchange(seen.0, taken, Ordering::SeqCst, Ordering::Relaxed).is_ok()
         })
     }
 
@@ -505,14 +514,13 @@ impl<const MAX: usize> Barrier<MAX> {
 
     fn now(&self) -> State {
         // SYNC barrier: whoever finds the round passed sees what all did before; pairs with `swap`.
-        State(self.state.load(ordering("barrier.look", Ordering::SeqCst)))
+        State(self.state.load(Ordering::SeqCst))
     }
 
     /// One compare-and-swap of the exact state, and a wake-up of all.
     fn swap(&self, from: State, to: State) -> bool {
         // SYNC barrier: Release, pairs with `now`: whoever completes the round has seen all cells, and passes that on.
-        let order = ordering("barrier.swap", Ordering::SeqCst);
-        let swapped = self.state.compare_exchange(from.0, to.0, order, Ordering::Relaxed).is_ok();
+        let swapped = self.state.compare_exchange(from.0, to.0, Ordering::SeqCst, Ordering::Relaxed).is_ok();
         if swapped {
             crash_point!("barrier.swapped");
             self.line.notify(ALL);

@@ -39,7 +39,7 @@ const _: () = assert!(POISONED < Owner::LOCAL);
 
 /// The orderings that a model can weaken by name.
 #[cfg(loom)]
-pub const ORDERINGS: &[&str] = &["once.look", "once.end", "seq_cst"];
+pub const ORDERINGS: &[&str] = &["once.look", "once.end"];
 
 /// Something that is done once for all processes: std's `Once` between processes.
 ///
@@ -380,6 +380,19 @@ impl<T> OnceLock<T> {
         }
         // SAFETY: complete, by this call or by another's.
         Ok(unsafe { self.value() })
+    }
+
+    /// For models: writes a value and stays in the middle, as a process that dies there. Whether it was the one.
+    #[cfg(loom)]
+    #[doc(hidden)]
+    pub fn abandon(&self, value: T) -> bool {
+        let run = self.once.begin(true).ok().flatten();
+        if let Some(run) = &run {
+            self.write(run, value);
+        }
+        let is_begun = run.is_some();
+        std::mem::forget(run);
+        is_begun
     }
 
     /// Blocks until there is a value; woken by whoever makes it.

@@ -231,6 +231,13 @@ impl<T: ?Sized> RwLock<T> {
         self.writer(self.raw.write(Some(deadline)))
     }
 
+    /// For models: a writer that dies while it waits for the readers. Whether it came to that.
+    #[cfg(loom)]
+    #[doc(hidden)]
+    pub fn abandon(&self) -> bool {
+        self.raw.abandon()
+    }
+
     /// Whether a writer panicked over the data and nobody said since that it is good. May be stale at once.
     pub fn is_poisoned(&self) -> bool {
         self.raw.is_poisoned()

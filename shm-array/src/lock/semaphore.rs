@@ -41,7 +41,7 @@ const FREE: u32 = 0;
 
 /// The orderings that a model can weaken by name.
 #[cfg(loom)]
-pub const ORDERINGS: &[&str] = &["semaphore.take", "semaphore.release", "seq_cst"];
+pub const ORDERINGS: &[&str] = &["semaphore.take", "semaphore.release"];
 
 /// A number of permits that processes share.
 ///
