@@ -354,7 +354,7 @@ impl<T: fmt::Debug> fmt::Debug for ReentrantMutex<T> {
             (Ok(true), false) => " (another thread)",
             _ => "",
         };
-        let count = self.raw.is_locked().then(|| self.depth.load(Ordering::Relaxed)).unwrap_or(0);
+        let count = if self.raw.is_locked() { self.depth.load(Ordering::Relaxed) } else { 0 };
         let mut fields = f.debug_struct("ReentrantMutex");
         // Nothing is taken over for the sake of being printed.
         match self.enter(|raw| raw.try_lock_free().ok_or(Refused::WouldBlock)) {
