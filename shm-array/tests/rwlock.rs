@@ -161,12 +161,12 @@ fn poison_can_be_cleared() {
 #[test]
 fn the_owner_of_the_lock_has_its_data() {
     let mut lock = RwLock::from(1);
-    *lock.get_mut().unwrap() += 1;
-    assert_eq!(lock.into_inner().unwrap(), 2);
+    *lock.get_mut() += 1;
+    assert_eq!(lock.into_inner(), 2);
     let mut lock: RwLock<Vec<u8>> = RwLock::default();
     panic_with(|| lock.write().unwrap());
-    assert!(lock.get_mut().unwrap_err().is_poisoned());
-    assert_eq!(lock.into_inner().unwrap_err().into_guard(), Some(vec![]));
+    lock.get_mut().push(1);
+    assert_eq!(lock.into_inner(), [1]);
 }
 
 #[test]
@@ -358,6 +358,19 @@ fn data_that_nobody_repaired_is_out_of_use() {
     assert!(matches!(lock.try_read(), Err(LockError::Unrecoverable)));
     assert!(matches!(lock.write(), Err(LockError::Unrecoverable)));
     assert!(matches!(lock.try_write(), Err(LockError::Unrecoverable)));
+}
+
+#[test]
+fn new_data_puts_a_lock_back_into_service() {
+    let _watchdog = watchdog();
+    let lock = shared();
+    assert_eq!(lock.renew(5), Err(5));
+    started(&Orders::Write(lock.clone())).kill();
+    assert_eq!(lock.renew(5), Err(5), "the next writer may repair it");
+    drop(lock.write().unwrap_err());
+    assert_eq!(lock.renew(6), Ok(()));
+    assert_eq!(*lock.read().unwrap(), 6);
+    *lock.write().unwrap() += 1;
 }
 
 #[test]

@@ -127,7 +127,7 @@ impl<'a> Locks<'a> {
                 let lock = &locks[chunk].0;
                 Hold::Exclusive(Exclusive { lock, held: lock.renew()? })
             }
-            Self::ReadWrite(locks) => Hold::Write(sort(locks[chunk].0.renew()).map_err(without)?.0),
+            Self::ReadWrite(locks) => Hold::Write(sort(locks[chunk].0.take_out_of_use()).map_err(without)?.0),
         };
         Ok(Holds { first, others: Vec::new() })
     }

@@ -105,6 +105,11 @@ unsafe impl<T: ?Sized + Sync> Sync for RwLockReadGuard<'_, T> {}
 // SAFETY: as above.
 unsafe impl<T: ?Sized + Sync> Sync for RwLockWriteGuard<'_, T> {}
 
+/// What the reading calls return.
+type ReadResult<'a, T> = Result<RwLockReadGuard<'a, T>, LockError<RwLockReadGuard<'a, T>>>;
+/// What the writing calls return.
+type WriteResult<'a, T> = Result<RwLockWriteGuard<'a, T>, LockError<RwLockWriteGuard<'a, T>>>;
+
 impl<T> RwLock<T> {
     const_in_memory! {
         /// A free lock over `value`. May be moved until it is used.
@@ -114,22 +119,41 @@ impl<T> RwLock<T> {
     }
 
     /// Takes the lock if it is out of use; the caller writes new data.
-    #[cfg(not(loom))]
-    pub(crate) fn renew(&self) -> Result<RwLockWriteGuard<'_, T>, LockError<RwLockWriteGuard<'_, T>>> {
+    pub(crate) fn take_out_of_use(&self) -> WriteResult<'_, T> {
         self.writer(self.raw.renew())
     }
 
-    /// The data, out of the lock.
+    /// The data, out of the lock, in whatever state it is.
+    pub fn into_inner(self) -> T {
+        let this = ManuallyDrop::new(self);
+        // SAFETY: the lock is owned, so nobody borrows the data, and it will not be dropped in its place.
+        this.data.with_mut(|data| unsafe { data.read() })
+    }
+
+    /// Puts new data into a lock that is [out of use](LockError::Unrecoverable), and with it the lock back into service.
+    /// Never blocks.
     ///
     /// # Errors
     ///
-    /// `Poisoned` or `OwnerDied` with the data, if it may be half changed.
-    pub fn into_inner(self) -> Result<T, LockError<T>> {
-        let mut this = ManuallyDrop::new(self);
-        let state = this.raw.data();
-        // SAFETY: the lock is owned, so nobody borrows the data, and it will not be dropped in its place.
-        let data = this.data.with_mut(|data| unsafe { data.read() });
-        Held::outcome(state, data)
+    /// The value, if the lock is in service (any more): lock it as usual. Likewise in a forked child that could not attach
+    /// again.
+    ///
+    /// # If the peer dies
+    ///
+    /// In the middle of this call: the next writer gets [`LockError::OwnerDied`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let lock = shm_array::RwLock::new(1);
+    /// assert_eq!(lock.renew(2), Err(2));          // nothing is wrong with it
+    /// ```
+    pub fn renew(&self, value: T) -> Result<(), T> {
+        let Ok(mut guard) = self.take_out_of_use() else {
+            return Err(value);
+        };
+        *guard = value;
+        Ok(())
     }
 }
 
@@ -144,7 +168,7 @@ impl<T: ?Sized> RwLock<T> {
     /// * [`TooMany`](LockError::TooMany): this process has 4095 read guards;
     /// * [`Forked`](LockError::Forked).
     #[inline]
-    pub fn read(&self) -> Result<RwLockReadGuard<'_, T>, LockError<RwLockReadGuard<'_, T>>> {
+    pub fn read(&self) -> ReadResult<'_, T> {
         self.reader(self.raw.read(None))
     }
 
@@ -154,7 +178,7 @@ impl<T: ?Sized> RwLock<T> {
     ///
     /// Those of [`read`](Self::read), and [`WouldBlock`](LockError::WouldBlock) if a writer is inside or waits.
     #[inline]
-    pub fn try_read(&self) -> Result<RwLockReadGuard<'_, T>, LockError<RwLockReadGuard<'_, T>>> {
+    pub fn try_read(&self) -> ReadResult<'_, T> {
         self.reader(self.raw.try_read())
     }
 
@@ -163,10 +187,7 @@ impl<T: ?Sized> RwLock<T> {
     /// # Errors
     ///
     /// Those of [`read`](Self::read), and [`TimedOut`](LockError::TimedOut).
-    pub fn read_timeout(
-        &self,
-        timeout: Duration,
-    ) -> Result<RwLockReadGuard<'_, T>, LockError<RwLockReadGuard<'_, T>>> {
+    pub fn read_timeout(&self, timeout: Duration) -> ReadResult<'_, T> {
         self.reader(self.raw.read(deadline_after(timeout)))
     }
 
@@ -175,10 +196,7 @@ impl<T: ?Sized> RwLock<T> {
     /// # Errors
     ///
     /// Those of [`read`](Self::read), and [`TimedOut`](LockError::TimedOut).
-    pub fn read_until(
-        &self,
-        deadline: Instant,
-    ) -> Result<RwLockReadGuard<'_, T>, LockError<RwLockReadGuard<'_, T>>> {
+    pub fn read_until(&self, deadline: Instant) -> ReadResult<'_, T> {
         self.reader(self.raw.read(Some(deadline)))
     }
 
@@ -193,7 +211,7 @@ impl<T: ?Sized> RwLock<T> {
     /// * [`Unrecoverable`](LockError::Unrecoverable): a writer died, and nobody repaired the data;
     /// * [`Forked`](LockError::Forked).
     #[inline]
-    pub fn write(&self) -> Result<RwLockWriteGuard<'_, T>, LockError<RwLockWriteGuard<'_, T>>> {
+    pub fn write(&self) -> WriteResult<'_, T> {
         self.writer(self.raw.write(None))
     }
 
@@ -203,7 +221,7 @@ impl<T: ?Sized> RwLock<T> {
     ///
     /// Those of [`write`](Self::write), and [`WouldBlock`](LockError::WouldBlock) if anybody alive is inside.
     #[inline]
-    pub fn try_write(&self) -> Result<RwLockWriteGuard<'_, T>, LockError<RwLockWriteGuard<'_, T>>> {
+    pub fn try_write(&self) -> WriteResult<'_, T> {
         self.writer(self.raw.try_write())
     }
 
@@ -212,10 +230,7 @@ impl<T: ?Sized> RwLock<T> {
     /// # Errors
     ///
     /// Those of [`write`](Self::write), and [`TimedOut`](LockError::TimedOut).
-    pub fn write_timeout(
-        &self,
-        timeout: Duration,
-    ) -> Result<RwLockWriteGuard<'_, T>, LockError<RwLockWriteGuard<'_, T>>> {
+    pub fn write_timeout(&self, timeout: Duration) -> WriteResult<'_, T> {
         self.writer(self.raw.write(deadline_after(timeout)))
     }
 
@@ -224,10 +239,7 @@ impl<T: ?Sized> RwLock<T> {
     /// # Errors
     ///
     /// Those of [`write`](Self::write), and [`TimedOut`](LockError::TimedOut).
-    pub fn write_until(
-        &self,
-        deadline: Instant,
-    ) -> Result<RwLockWriteGuard<'_, T>, LockError<RwLockWriteGuard<'_, T>>> {
+    pub fn write_until(&self, deadline: Instant) -> WriteResult<'_, T> {
         self.writer(self.raw.write(Some(deadline)))
     }
 
@@ -248,23 +260,14 @@ impl<T: ?Sized> RwLock<T> {
         self.raw.clear_poison();
     }
 
-    /// The data, without locking: nobody else can have it.
-    ///
-    /// # Errors
-    ///
-    /// `Poisoned` or `OwnerDied` with the data, if it may be half changed.
-    pub fn get_mut(&mut self) -> Result<&mut T, LockError<&mut T>> {
-        let state = self.raw.data();
+    /// The data, without locking: nobody else can have it. In whatever state it is.
+    pub fn get_mut(&mut self) -> &mut T {
         // SAFETY: the lock is borrowed exclusively, so nobody else has a guard that could be used.
-        let data = self.data.with_mut(|data| unsafe { &mut *data });
-        Held::outcome(state, data)
+        self.data.with_mut(|data| unsafe { &mut *data })
     }
 
     #[inline(always)]
-    fn reader(
-        &self,
-        taken: Result<Reading, Refused>,
-    ) -> Result<RwLockReadGuard<'_, T>, LockError<RwLockReadGuard<'_, T>>> {
+    fn reader(&self, taken: Result<Reading, Refused>) -> ReadResult<'_, T> {
         match taken {
             Ok(reading) => {
                 let is_poisoned = reading.is_poisoned;
@@ -276,10 +279,7 @@ impl<T: ?Sized> RwLock<T> {
     }
 
     #[inline(always)]
-    fn writer(
-        &self,
-        taken: Result<Held, Refused>,
-    ) -> Result<RwLockWriteGuard<'_, T>, LockError<RwLockWriteGuard<'_, T>>> {
+    fn writer(&self, taken: Result<Held, Refused>) -> WriteResult<'_, T> {
         match taken {
             Ok(held) => {
                 let data = held.data();

@@ -370,14 +370,17 @@ impl RawRwLock {
     }
 
     /// Takes the whole lock if it is out of use; the caller writes new data. Never blocks.
-    #[cfg(not(loom))]
     pub(super) fn renew(&self) -> Result<Held, Refused> {
         let me = self.me()?;
         // Relaxed: compared by the swap.
         let word = self.word.load(Ordering::Relaxed);
         match Writer::of(word) {
-            // OUT_OF_USE => HELD(me). Nobody reads: the last writer was alone, and nobody got in since.
-            Writer::OutOfUse if self.swap(word, me.bits()).is_ok() => Ok(Held::new(Data::Good)),
+            // OUT_OF_USE => HELD(me). Nobody reads: the last writer was alone, and nobody got in since. Whoever dies from here
+            // on leaves data that is half new: OwnerDied for the next writer.
+            Writer::OutOfUse if self.swap(word, me.bits()).is_ok() => {
+                crash_point!("rwlock.renewing");
+                Ok(Held::new(Data::Good))
+            }
             _ => Err(Refused::WouldBlock),
         }
     }
@@ -465,34 +468,31 @@ impl RawRwLock {
         Owner::here(self).map_err(|_| Refused::Forked)
     }
 
-    /// What the word says about the data, asked by its only owner.
-    pub(super) fn data(&mut self) -> Data {
-        // Relaxed: nobody else is there.
-        let word = self.word.load(Ordering::Relaxed);
-        match Writer::of(word) {
-            Writer::Inside(_) | Writer::OutOfUse => Data::OwnerDied,
-            Writer::Nobody | Writer::Pending(_) if word & POISON != 0 => Data::Poisoned,
-            Writer::Nobody | Writer::Pending(_) => Data::Good,
-        }
+    /// The word, for a look. In a forked child it is there only after the memory was attached again.
+    fn look(&self) -> Option<u32> {
+        // Relaxed: the answer orders nothing.
+        self.me().ok().map(|_| self.word.load(Ordering::Relaxed))
     }
 
     /// Whether a writer panicked over the data. May be stale at once.
     pub(super) fn is_poisoned(&self) -> bool {
-        // Relaxed: the answer orders nothing.
-        self.word.load(Ordering::Relaxed) & POISON != 0
+        self.look().is_some_and(|word| word & POISON != 0)
     }
 
     /// Forgets a panic.
     pub(super) fn clear_poison(&self) {
-        // Relaxed: whoever finds the data good has taken the lock.
-        self.word.fetch_and(!POISON, Ordering::Relaxed);
+        if self.me().is_ok() {
+            // Relaxed: whoever finds the data good has taken the lock.
+            self.word.fetch_and(!POISON, Ordering::Relaxed);
+        }
     }
 }
 
 impl fmt::Debug for RawRwLock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Relaxed: stale at once anyway.
-        let word = self.word.load(Ordering::Relaxed);
+        let Some(word) = self.look() else {
+            return f.write_str("of the process before the fork");
+        };
         let (what, owner) = match Writer::of(word) {
             Writer::Nobody => match self.counts.total(&self.used) {
                 0 => ("free".to_owned(), None),
