@@ -54,7 +54,7 @@ pub type Mutex<T> = ::lock_api::Mutex<RawMutex, T>;
 /// The guard of [`Mutex`].
 pub type MutexGuard<'a, T> = ::lock_api::MutexGuard<'a, RawMutex, T>;
 
-/// The robust lock without data, for [`lock_api`](::lock_api).
+/// The robust lock without data, for the crate `lock_api`.
 ///
 /// # Panics
 ///
