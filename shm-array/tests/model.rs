@@ -1,6 +1,8 @@
 //! Explores every interleaving of the locks' protocols, with a crash before every step.
 #![cfg(not(loom))]
 
+#[path = "model/barrier.rs"]
+mod barrier;
 #[path = "../../ipc-queue/tests/model/explore.rs"]
 mod explore;
 #[path = "model/line.rs"]
@@ -16,6 +18,7 @@ mod seats;
 #[path = "model/semaphore.rs"]
 mod semaphore;
 
+use barrier::Barrier;
 use explore::{Outcome, assert_breaks, assert_sound, assert_wedges, explore};
 use mutex::Mutex;
 use read_counts::ReadCounts;
@@ -387,5 +390,117 @@ mod rwlock_is {
     #[test]
     fn losing_wake_ups_if_a_leaving_writer_wakes_only_one() {
         assert_wedges(&broken(Control::WakesOne, rwlock(1, 2, 1, 0, 0)));
+    }
+}
+
+mod barrier_is {
+    use super::*;
+    use barrier::Control;
+
+    fn barrier(parties: usize, processes: usize, rounds: u8, crashes: u8, reissues: u8) -> Barrier {
+        Barrier {
+            parties,
+            processes,
+            rounds,
+            crashes,
+            reissues,
+            impatient: false,
+            resets: false,
+            acts: false,
+            control: None,
+        }
+    }
+
+    /// The barrier with one rule broken, at bounds at which the right one is sound.
+    #[track_caller]
+    fn broken(control: Control, right: Barrier) -> Barrier {
+        let report = explore(&right);
+        assert!(matches!(report.outcome, Outcome::Sound), "the right one is not: {:?}", report.outcome);
+        Barrier { control: Some(control), ..right }
+    }
+
+    /// Calls give up and reset, and one party of a round runs an action.
+    fn moody(processes: usize, rounds: u8, crashes: u8, reissues: u8) -> Barrier {
+        Barrier {
+            impatient: true,
+            resets: true,
+            acts: true,
+            ..barrier(2, processes, rounds, crashes, reissues)
+        }
+    }
+
+    #[test]
+    fn sound_over_two_rounds_with_an_index_that_is_issued_again() {
+        assert_sound(&barrier(2, 2, 2, 1, 1), 129_751);
+    }
+
+    #[test]
+    fn sound_for_three_processes_of_which_two_pass() {
+        assert_sound(&barrier(2, 3, 1, 2, 0), 416_121);
+    }
+
+    #[test]
+    fn sound_for_three_parties() {
+        assert_sound(&barrier(3, 3, 1, 1, 0), 691_805);
+    }
+
+    #[test]
+    fn sound_with_an_action_with_calls_that_give_up_and_with_resets() {
+        assert_sound(&moody(2, 2, 1, 1), 1_002_955);
+    }
+
+    #[test]
+    fn unsafe_if_nobody_asks_whether_the_waiting_live() {
+        assert_breaks(&broken(Control::NoOracle, barrier(2, 2, 1, 1, 0)), "was dead is counted");
+    }
+
+    #[test]
+    fn unsafe_if_the_oracle_ignores_generations() {
+        assert_breaks(&broken(Control::GenerationIgnored, barrier(2, 2, 1, 1, 1)), "was dead is counted");
+    }
+
+    #[test]
+    fn stuck_if_newcomers_do_not_ask_about_those_who_wait() {
+        assert_wedges(&broken(Control::NewcomersDoNotAsk, barrier(2, 3, 1, 2, 0)));
+    }
+
+    #[test]
+    fn stuck_if_nobody_frees_the_cells_of_the_dead() {
+        assert_wedges(&broken(Control::NoForgetting, barrier(2, 3, 1, 1, 0)));
+    }
+
+    #[test]
+    fn unsafe_with_a_timeout_for_an_oracle() {
+        let barrier = broken(Control::Timeout, barrier(2, 2, 1, 0, 0));
+        assert_breaks(&barrier, "nobody died, gave up or reset");
+    }
+
+    #[test]
+    fn unsafe_if_newcomers_do_not_wait_until_all_have_left() {
+        let barrier = broken(Control::NewcomersDoNotWait, barrier(2, 2, 2, 0, 0));
+        assert_breaks(&barrier, "that was counted does not pass");
+    }
+
+    #[test]
+    fn unsafe_if_a_freed_cell_forgets_its_round() {
+        let barrier = broken(Control::CellsForgetRound, barrier(2, 3, 1, 0, 0));
+        assert_breaks(&barrier, "and not all have passed");
+    }
+
+    /// It frees the cell of somebody who died in the round after.
+    #[test]
+    fn unsafe_if_an_old_state_tells_whose_round_is_over() {
+        let barrier = broken(Control::ForgetsByOldState, barrier(2, 2, 2, 1, 1));
+        assert_breaks(&barrier, "was dead is counted");
+    }
+
+    #[test]
+    fn unsafe_if_a_round_is_completed_by_a_store() {
+        assert_breaks(&broken(Control::PassesByStore, barrier(2, 2, 1, 0, 0)), "and not all have passed");
+    }
+
+    #[test]
+    fn losing_wake_ups_if_completing_a_round_wakes_only_one() {
+        assert_wedges(&broken(Control::WakesOne, barrier(3, 3, 1, 0, 0)));
     }
 }

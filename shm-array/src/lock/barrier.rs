@@ -41,7 +41,7 @@
 //! # If a process dies
 //!
 //! * waiting: whoever else waits in that round asks the oracle about the owners before every sleep, and so does whoever
-//!   would complete it: the round is broken for all;
+//!   would complete it, and a newcomer that finds no cell: the round is broken for all;
 //! * as the leader, in the action: likewise. Between PASSED and the wake-up: the others find out at the end of their slice;
 //! * leaving: a newcomer that waits for the cell asks the oracle and frees it;
 //! * before it has taken a cell: nobody can know that it would have come.
@@ -328,14 +328,17 @@ impl<const MAX: usize> Barrier<MAX> {
     ) -> Result<BarrierWaitResult, BarrierError> {
         let me = Owner::here(self).map_err(|_| BarrierError::Forked)?;
         loop {
-            let arrived = self.line.wait(deadline, || self.arrive(me), || self.look_before());
+            let arrived = self.line.wait(deadline, || self.arrive(me), || self.look_before(me));
             let Some(arrived) = arrived else {
                 self.abort();
                 return Err(BarrierError::TimedOut);
             };
             let (round, place) = arrived?;
             let attempt = || self.attempt(round, me, action.is_some());
-            let turn = self.line.wait(deadline, attempt, || self.look_inside(round, me));
+            let turn = self.line.wait(deadline, attempt, || {
+                self.break_if_dead(round, me);
+                None
+            });
             let turn = turn.or_else(|| self.give_up(round));
             let passed = |is_leader| Ok(BarrierWaitResult { index: place, is_leader });
             let left = |result| {
@@ -393,9 +396,10 @@ impl<const MAX: usize> Barrier<MAX> {
         })
     }
 
-    /// What a newcomer can do about those who are in its way.
-    fn look_before<R>(&self) -> Option<R> {
-        self.break_if_leader_died();
+    /// What a newcomer can do about those who are in its way: breaks a round whose parties have died, perhaps all of them,
+    /// and frees the cells of those who died leaving.
+    fn look_before<R>(&self, me: Owner) -> Option<R> {
+        self.break_if_dead(self.now().round(), me);
         self.forget_dead();
         None
     }
@@ -425,14 +429,13 @@ impl<const MAX: usize> Barrier<MAX> {
         }
     }
 
-    /// Breaks the round if a party of it is dead.
-    fn look_inside<R>(&self, round: u32, me: Owner) -> Option<R> {
+    /// Breaks the round if a party of it is dead, or its leader.
+    fn break_if_dead(&self, round: u32, me: Owner) {
         self.break_if_leader_died();
         let state = self.now();
         if state.standing(round) == Standing::Open && self.is_any_dead(round, me) {
             self.swap(state, state.broken());
         }
-        None
     }
 
     fn break_if_leader_died(&self) {
