@@ -58,5 +58,8 @@ pub use error::{Error, Result, TaskError};
 pub use ipc_queue as queue;
 pub use pool::{Imap, ImapUnordered, Job, Pool, PoolBuilder, Task};
 pub use process::{ExitStatus, Process, ProcessBuilder};
+/// Values, arrays and locks that go into arguments, results and messages: the crate `shm-array`. What a worker held when it
+/// died is free at once, and whoever takes it next is told.
+pub use shm_array as shared;
 pub use shm_core as shm;
 pub use startup::init;
