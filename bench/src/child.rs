@@ -45,10 +45,28 @@ impl Control {
 
     /// Receives a value.
     pub fn recv<T: DeserializeOwned>(&self) -> Result<T> {
+        self.take()?.open()
+    }
+
+    /// Receives a value as it came.
+    pub fn take(&self) -> Result<Message> {
         let message = socket::recv(self.0.as_fd(), Some(Instant::now() + PATIENCE))?;
         let (bytes, descriptors) = message.ok_or("the other side of the measurement is gone")?;
-        let _session = ReceiveSession::begin(descriptors);
-        let (mark, value) = postcard::from_bytes::<(u8, T)>(&bytes)?;
+        Ok(Message { bytes, descriptors })
+    }
+}
+
+/// A value as it came: bytes, and the descriptors of the handles in it.
+pub struct Message {
+    bytes: Vec<u8>,
+    descriptors: Vec<OwnedFd>,
+}
+
+impl Message {
+    /// The value.
+    pub fn open<T: DeserializeOwned>(self) -> Result<T> {
+        let _session = ReceiveSession::begin(self.descriptors);
+        let (mark, value) = postcard::from_bytes::<(u8, T)>(&self.bytes)?;
         if mark != 0xB5 {
             return Err("not a control message".into());
         }

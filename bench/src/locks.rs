@@ -7,13 +7,15 @@ mod contended;
 mod death;
 mod pthread;
 mod python;
+mod turns;
 mod uncontended;
 
 use crate::child::{Result, Role};
 use crate::run::{Better, Case, Count, Metric, OURS, Variant};
 use death::Supervision;
-use pthread::{Pthread, PthreadRwLock, Robust, Shared as JustShared};
-use shm_array::{LockError, Mutex, Shared};
+use pthread::{Pthread, PthreadBarrier, PthreadRwLock, PthreadSemaphore, Robust, Shared as JustShared};
+use shm_array::{Barrier, LockError, Mutex, RwLock, Semaphore, Shared, SharedValue};
+use turns::{Events, Semaphores};
 
 /// This project's lock under test.
 type Ours = Shared<Mutex<u64>>;
@@ -29,6 +31,10 @@ pub const ROLES: &[(&str, Role)] = &[
         "locks.contended.pthread_shared",
         contended::act::<Pthread<JustShared>>,
     ),
+    ("locks.event.ours", turns::act::<Events>),
+    ("locks.event.sem_t", turns::act::<Semaphores>),
+    ("locks.barrier.ours", turns::act::<Shared<Barrier>>),
+    ("locks.barrier.pthread_shared", turns::act::<PthreadBarrier>),
     ("locks.holder.ours", death::hold::<Ours>),
     ("locks.waiter.ours", death::wait::<Ours>),
     ("locks.holder.pthread_robust", death::hold::<Pthread<Robust>>),
@@ -62,6 +68,22 @@ impl Counter for Ours {
     fn with<R>(&self, f: impl FnOnce(&mut u64) -> R) -> Result<R> {
         let mut guard = self.lock().map_err(LockError::into_error)?;
         Ok(f(&mut guard))
+    }
+}
+
+impl Counter for SharedValue<u64> {
+    fn create() -> Result<Self> {
+        Ok(SharedValue::new(0)?)
+    }
+
+    #[inline(always)]
+    fn with<R>(&self, f: impl FnOnce(&mut u64) -> R) -> Result<R> {
+        let mut result = None;
+        self.update(|mut number| {
+            result = Some(f(&mut number));
+            number
+        });
+        result.ok_or_else(|| "the update did not run".into())
     }
 }
 
@@ -102,6 +124,17 @@ trait Readable: Sized {
     fn read(&self) -> Result<u64>;
 }
 
+impl Readable for Shared<RwLock<u64>> {
+    fn create(value: u64) -> Result<Self> {
+        Ok(Shared::new(RwLock::new(value))?)
+    }
+
+    #[inline(always)]
+    fn read(&self) -> Result<u64> {
+        Ok(*RwLock::read(self).map_err(LockError::into_error)?)
+    }
+}
+
 impl Readable for parking_lot::RwLock<u64> {
     fn create(value: u64) -> Result<Self> {
         Ok(Self::new(value))
@@ -113,6 +146,34 @@ impl Readable for parking_lot::RwLock<u64> {
     }
 }
 
+/// Permits.
+trait Permits: Sized {
+    /// So many free ones.
+    fn create(permits: u32) -> Result<Self>;
+
+    /// Takes one and gives it back.
+    fn take_and_give(&self) -> Result;
+
+    /// How many are free.
+    fn free(&self) -> Result<u32>;
+}
+
+impl Permits for Shared<Semaphore> {
+    fn create(permits: u32) -> Result<Self> {
+        Ok(Shared::new(Semaphore::try_new(permits as usize)?)?)
+    }
+
+    #[inline(always)]
+    fn take_and_give(&self) -> Result {
+        drop(self.acquire()?);
+        Ok(())
+    }
+
+    fn free(&self) -> Result<u32> {
+        Ok(u32::try_from(self.available())?)
+    }
+}
+
 /// The cases.
 pub fn cases() -> Vec<Case> {
     let about = "Uncontended: lock, add one, unlock. Contended: as many processes as the name says, half of them on each \
@@ -121,7 +182,9 @@ pub fn cases() -> Vec<Case> {
                  PTHREAD_PROCESS_SHARED in shared memory, robust or not; parking_lot's locks are in the process. \
                  Owner death: from the kill of the holder until a sleeping waiter in another process has the lock \
                  and knows; *lazy*: nobody helps; *swept*: a supervisor sees the pidfd and calls `sweep_all`. pthread's \
-                 robust mutex is woken by the kernel.";
+                 robust mutex is woken by the kernel. Semaphore: take one of four permits, give it back; ours \
+                 come back when their holder dies. Ping-pong: two events (or `sem_t`), one for each direction, \
+                 between two processes. Barrier: rounds of two processes.";
     let case = |name, metrics, variants| Case {
         bench: "locks",
         name,
@@ -144,6 +207,7 @@ pub fn cases() -> Vec<Case> {
     };
     let many = Count::From(100_000);
     let some = Count::From(20_000);
+    let trips = Count::From(500);
     let kills = Count::Fixed(100, 4);
     let contended = |name, parties| {
         case(
@@ -198,6 +262,7 @@ pub fn cases() -> Vec<Case> {
             "rwlock.read_uncontended",
             nanos(),
             vec![
+                Variant::new(OURS, many, uncontended::read::<Shared<RwLock<u64>>>),
                 Variant::new("parking_lot", many, uncontended::read::<parking_lot::RwLock<u64>>),
                 Variant::new("pthread_shared", many, uncontended::read::<PthreadRwLock>),
             ],
@@ -206,12 +271,44 @@ pub fn cases() -> Vec<Case> {
             "value.increment",
             nanos(),
             vec![
+                Variant::new(OURS, many, uncontended::lock::<SharedValue<u64>>),
                 Variant::new("own_mutex", many, uncontended::lock::<Ours>),
                 Variant::new("python_value", some, python::run("value")),
             ],
         ),
         contended("contended2.mutex", 2),
         contended("contended8.mutex", 8),
+        case(
+            "semaphore.uncontended",
+            nanos(),
+            vec![
+                Variant::new(OURS, many, uncontended::permit::<Shared<Semaphore>>),
+                Variant::new("sem_t", many, uncontended::permit::<PthreadSemaphore>),
+                Variant::new("python_semaphore", some, python::run("semaphore")),
+            ],
+        ),
+        case(
+            "event.ping_pong",
+            nanos(),
+            vec![
+                Variant::new(OURS, trips, turns::run::<Events>("locks.event.ours")),
+                Variant::new("sem_t", trips, turns::run::<Semaphores>("locks.event.sem_t")),
+                Variant::new("python_event", trips, python::run("event")),
+            ],
+        ),
+        case(
+            "barrier.round",
+            nanos(),
+            vec![
+                Variant::new(OURS, trips, turns::run::<Shared<Barrier>>("locks.barrier.ours")),
+                Variant::new(
+                    "pthread_shared",
+                    trips,
+                    turns::run::<PthreadBarrier>("locks.barrier.pthread_shared"),
+                ),
+                Variant::new("python_barrier", trips, python::run("barrier")),
+            ],
+        ),
         death("owner_death.lazy", Supervision::None),
         death("owner_death.swept", Supervision::Sweep),
     ]

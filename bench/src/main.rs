@@ -4,10 +4,11 @@
 //! cargo run --release --manifest-path bench/Cargo.toml -- NAME [--json] [--reps N] [--quiet SECONDS] [--only VARIANT,..]
 //! ```
 //!
-//! `NAME` is `queue`, `latency`, `pool`, one case of them (`pool.call`), `all`, or `smoke` (everything tiny: does it
+//! `NAME` is `queue`, `latency`, `pool`, `locks`, `arrays`, one case of them (`pool.call`), `all`, or `smoke` (everything tiny: does it
 //! all run and check out?). A run of a whole bench writes its tables into `bench/RESULTS.md`.
 #![deny(unsafe_code)]
 
+mod arrays;
 mod child;
 mod clock;
 mod facts;
@@ -32,7 +33,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 const USAGE: &str =
-    "usage: bench queue|latency|pool|CASE|all|smoke [--json] [--reps N] [--quiet SECONDS] [--only VARIANT,..]
+    "usage: bench queue|latency|pool|locks|arrays|CASE|all|smoke [--json] [--reps N] [--quiet SECONDS] [--only VARIANT,..]
 
 --json   prints the results as JSON instead of tables
 --reps   rounds per case (default 5)
@@ -46,6 +47,7 @@ const BENCHES: &[Bench] = &[
     ("latency", latency::cases),
     ("pool", pool::cases),
     ("locks", locks::cases),
+    ("arrays", arrays::cases),
 ];
 
 struct Options {
@@ -106,7 +108,16 @@ fn main() -> ExitCode {
     pin::as_worker();
     proc_pool::init();
     procspawn::init();
-    child::run_if_child(&[queue::ROLES, latency::ROLES, pool::ROLES, locks::ROLES].concat());
+    child::run_if_child(
+        &[
+            queue::ROLES,
+            latency::ROLES,
+            pool::ROLES,
+            locks::ROLES,
+            arrays::ROLES,
+        ]
+        .concat(),
+    );
     let options = match options() {
         Ok(options) => options,
         Err(error) => {

@@ -24,8 +24,8 @@ use std::time::Duration;
 /// Zeroes are a valid value, no pointers into a process, all that changes it does so through `&self` as among threads.
 pub unsafe trait InPage: Sync {}
 
-// SAFETY: an atomic number.
-unsafe impl InPage for AtomicU64 {}
+// SAFETY: atomic numbers.
+unsafe impl<const LEN: usize> InPage for [AtomicU64; LEN] {}
 
 /// A `T` of zeroes in shared memory. Travels in control messages.
 pub struct Page<T: InPage> {

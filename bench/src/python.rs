@@ -4,6 +4,9 @@ use crate::run::Failure;
 use std::io::ErrorKind;
 use std::process::{Command, Stdio};
 
+/// What a script returns that needs a package which is not installed; its standard error names it.
+const LACKS: i32 = 77;
+
 /// Runs `script` with `args`; it prints a JSON list of nanoseconds.
 pub fn run(script: &str, args: &[String]) -> Result<Vec<u64>, Failure> {
     let output = Command::new("python3")
@@ -19,8 +22,11 @@ pub fn run(script: &str, args: &[String]) -> Result<Vec<u64>, Failure> {
         }
         Err(error) => return Err(error.into()),
     };
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    if output.status.code() == Some(LACKS) {
+        return Err(Failure::Unavailable(stderr.trim().to_owned()));
+    }
     if !output.status.success() {
-        let stderr = String::from_utf8_lossy(&output.stderr);
         return Err(Failure::Broken(format!(
             "python3 ended with {}: {}",
             output.status,

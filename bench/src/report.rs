@@ -80,21 +80,25 @@ pub fn tables(outcomes: &[Outcome]) -> String {
 }
 
 fn describe(metrics: &[Metric]) -> String {
+    let better = |metric: &Metric| match metric.better {
+        Better::Higher => "more is better",
+        Better::Lower => "less is better",
+    };
+    if metrics.iter().any(|m| m.unit != metrics[0].unit) {
+        let one = |m: &Metric| format!("{} {}", m.name, m.unit).trim_end().to_owned() + ", " + better(m);
+        return metrics.iter().map(one).collect::<Vec<_>>().join(" / ");
+    }
     let names: Vec<&str> = metrics
         .iter()
         .map(|m| m.name)
         .filter(|name| !name.is_empty())
         .collect();
-    let better = match metrics[0].better {
-        Better::Higher => "more is better",
-        Better::Lower => "less is better",
-    };
     let names = if names.is_empty() {
         String::new()
     } else {
         format!("{}, ", names.join(" / "))
     };
-    format!("{names}{}, {better}", metrics[0].unit)
+    format!("{names}{}, {}", metrics[0].unit, better(&metrics[0]))
 }
 
 /// A comparison: above 1 means that this project is ahead.
@@ -123,8 +127,9 @@ pub fn ratios(outcomes: &[Outcome]) -> Vec<Ratio> {
                     Better::Higher => ours / theirs,
                     Better::Lower => theirs / ours,
                 };
-                // A case without a name of its own says the placement always.
-                let mark = if pinning == Pinning::Diff && !outcome.case.is_empty() {
+                // A case without a name of its own, and alone in its bench, says the placement always.
+                let is_alone = outcome.case.is_empty() && alone(outcome, outcomes);
+                let mark = if pinning == Pinning::Diff && !is_alone {
                     ""
                 } else {
                     pinning.name()
@@ -138,6 +143,15 @@ pub fn ratios(outcomes: &[Outcome]) -> Vec<Ratio> {
         }
     }
     ratios
+}
+
+/// Whether the case is the only one of its bench.
+fn alone(outcome: &Outcome, outcomes: &[Outcome]) -> bool {
+    outcomes
+        .iter()
+        .filter(|other| other.bench == outcome.bench)
+        .count()
+        == 1
 }
 
 fn first(row: &Row, pinning: usize) -> Option<f64> {

@@ -6,7 +6,7 @@
 //! beside it is reached only by the holder of the lock.
 #![allow(unsafe_code)]
 
-use super::{Counter, Readable, Survivor};
+use super::{Counter, Permits, Readable, Survivor};
 use crate::child::Result;
 use crate::page::{InPage, Page};
 use serde::{Deserialize, Serialize};
@@ -159,6 +159,92 @@ impl Readable for PthreadRwLock {
             let value = self.0.number.get().read();
             check(libc::pthread_rwlock_unlock(self.0.lock.get()))?;
             Ok(value)
+        }
+    }
+}
+
+/// Permits.
+#[derive(Serialize, Deserialize)]
+pub struct PthreadSemaphore(Page<Guarded<libc::sem_t>>);
+
+impl PthreadSemaphore {
+    #[inline(always)]
+    pub fn wait(&self) -> Result {
+        loop {
+            // SAFETY: initialised in `create`.
+            match unsafe { libc::sem_wait(self.0.lock.get()) } {
+                0 => return Ok(()),
+                _ => match io::Error::last_os_error() {
+                    error if error.kind() == io::ErrorKind::Interrupted => {}
+                    error => return Err(error.into()),
+                },
+            }
+        }
+    }
+
+    #[inline(always)]
+    pub fn post(&self) -> Result {
+        // SAFETY: as above.
+        match unsafe { libc::sem_post(self.0.lock.get()) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error().into()),
+        }
+    }
+}
+
+impl Permits for PthreadSemaphore {
+    fn create(permits: u32) -> Result<Self> {
+        let page = Page::<Guarded<libc::sem_t>>::new()?;
+        // SAFETY: the semaphore is in its place and nobody's yet.
+        match unsafe { libc::sem_init(page.lock.get(), 1, permits) } {
+            0 => Ok(Self(page)),
+            _ => Err(io::Error::last_os_error().into()),
+        }
+    }
+
+    #[inline(always)]
+    fn take_and_give(&self) -> Result {
+        self.wait()?;
+        self.post()
+    }
+
+    fn free(&self) -> Result<u32> {
+        let mut free = 0;
+        // SAFETY: initialised in `create`.
+        unsafe { libc::sem_getvalue(self.0.lock.get(), &mut free) };
+        Ok(u32::try_from(free)?)
+    }
+}
+
+/// A barrier of two.
+#[derive(Serialize, Deserialize)]
+pub struct PthreadBarrier(Page<Guarded<libc::pthread_barrier_t>>);
+
+impl PthreadBarrier {
+    pub fn create() -> Result<Self> {
+        let page = Page::<Guarded<libc::pthread_barrier_t>>::new()?;
+        let mut attributes = MaybeUninit::uninit();
+        // SAFETY: the attributes are initialised first; the barrier is in its place and nobody's yet.
+        unsafe {
+            check(libc::pthread_barrierattr_init(attributes.as_mut_ptr()))?;
+            check(libc::pthread_barrierattr_setpshared(
+                attributes.as_mut_ptr(),
+                libc::PTHREAD_PROCESS_SHARED,
+            ))?;
+            check(libc::pthread_barrier_init(
+                page.lock.get(),
+                attributes.as_ptr(),
+                2,
+            ))?;
+        }
+        Ok(Self(page))
+    }
+
+    pub fn wait(&self) -> Result {
+        // SAFETY: initialised in `create`.
+        match unsafe { libc::pthread_barrier_wait(self.0.lock.get()) } {
+            libc::PTHREAD_BARRIER_SERIAL_THREAD => Ok(()),
+            code => check(code),
         }
     }
 }

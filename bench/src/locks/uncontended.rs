@@ -1,6 +1,6 @@
 //! One thread, on side A, that nobody disturbs.
 
-use super::{Counter, Readable};
+use super::{Counter, Permits, Readable};
 use crate::pin::{Pinning, Side};
 use crate::run::{Failure, Sample};
 use std::hint::black_box;
@@ -45,6 +45,26 @@ pub fn read<L: Readable>(pinning: Pinning, count: u64) -> Result<Sample, Failure
         return Err(format!("{sum} was read instead of {}", count * VALUE).into());
     }
     Ok(sample(elapsed, count))
+}
+
+/// Take a permit, give it back.
+pub fn permit<P: Permits>(pinning: Pinning, count: u64) -> Result<Sample, Failure> {
+    const PERMITS: u32 = 4;
+    let permits = P::create(PERMITS)?;
+    let permits = black_box(&permits);
+    let _pinned = pinning.enter(Side::A);
+    for _ in 0..count / 10 {
+        permits.take_and_give()?;
+    }
+    let begin = Instant::now();
+    for _ in 0..count {
+        permits.take_and_give()?;
+    }
+    let elapsed = begin.elapsed();
+    match permits.free()? {
+        PERMITS => Ok(sample(elapsed, count)),
+        free => Err(format!("{free} of {PERMITS} permits are free").into()),
+    }
 }
 
 /// Nanoseconds of one operation.
