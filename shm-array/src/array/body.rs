@@ -7,10 +7,10 @@
 //! the segment; in a forked child it is there again once [`Body::ensure`] said so, and taking a lock says so, too.
 
 use super::geometry::{Control, Flavour, Geometry, LOCKS, element_hash};
-use super::holds::{Holds, Line, Locks, Mode, Wait};
+use super::holds::{Holds, Line, Locks, Mode, Refused, Wait};
 use crate::error::Result;
-use crate::lock::raw::RawLock;
-use crate::lock::{LockError, RwLock};
+use crate::lock::RwLock;
+use crate::lock::raw::{Data, RawLock};
 use shm_core::SegmentError;
 use shm_core::segment::{Segment, Spec};
 use std::ops::Range;
@@ -126,6 +126,7 @@ impl Body {
         self.segment.ensure()
     }
 
+    #[inline(always)]
     fn locks(&self) -> Locks<'_> {
         // SAFETY: so many of this kind were made at creation and lie inside the body; only shared references exist.
         unsafe {
@@ -138,17 +139,17 @@ impl Body {
     }
 
     /// Locks the chunks of a range that is not empty, in their order.
-    #[inline]
+    #[inline(always)]
     pub(super) fn lock(
         &self,
         chunks: Range<usize>,
         mode: Mode,
         wait: Wait,
-    ) -> Result<Holds<'_>, LockError<Holds<'_>>> {
+    ) -> Result<(Holds<'_>, Data), Refused> {
         Holds::take(self.locks(), chunks, mode, wait)
     }
 
-    pub(super) fn renew(&self, chunk: usize) -> Result<Holds<'_>, LockError<Holds<'_>>> {
+    pub(super) fn renew(&self, chunk: usize) -> Result<Holds<'_>, Refused> {
         self.locks().renew(chunk)
     }
 

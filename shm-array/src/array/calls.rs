@@ -1,8 +1,9 @@
 //! The locking calls, which an array and a chunk have alike.
 
-use super::holds::{Mode, Wait};
+use super::holds::{Mode, Wait, without};
 use super::{ArrayGuard, ArrayReadGuard, Chunk, SharedArray};
 use crate::lock::LockError;
+use crate::lock::raw::Held;
 use shm_core::Plain;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -137,7 +138,7 @@ macro_rules! calls {
 impl<T: Plain> SharedArray<T> {
     calls!("the whole array", '_, &Self);
 
-    #[inline]
+    #[inline(always)]
     fn lock_waiting(&self, wait: Wait) -> Locked<'_, T> {
         self.lock_chunks(0..self.chunk_count(), wait)
     }
@@ -147,22 +148,18 @@ impl<T: Plain> SharedArray<T> {
     }
 
     /// Locks chunks, of which there is at least one.
-    #[inline]
+    #[inline(always)]
     fn lock_chunks(&self, chunks: Range<usize>, wait: Wait) -> Locked<'_, T> {
         let elements = self.body.geometry().elements_of(&chunks);
-        match self.body.lock(chunks, Mode::Write, wait) {
-            Ok(holds) => Ok(ArrayGuard::new(self, elements, holds)),
-            Err(error) => Err(error.map(|holds| ArrayGuard::new(self, elements, holds))),
-        }
+        let (holds, data) = self.body.lock(chunks, Mode::Write, wait).map_err(without)?;
+        Held::outcome(data, ArrayGuard::new(self, elements, holds))
     }
 
-    #[inline]
+    #[inline(always)]
     fn read_chunks(&self, chunks: Range<usize>, wait: Wait) -> Shared<'_, T> {
         let elements = self.body.geometry().elements_of(&chunks);
-        match self.body.lock(chunks, Mode::Read, wait) {
-            Ok(holds) => Ok(ArrayReadGuard::new(self, elements, holds)),
-            Err(error) => Err(error.map(|holds| ArrayReadGuard::new(self, elements, holds))),
-        }
+        let (holds, data) = self.body.lock(chunks, Mode::Read, wait).map_err(without)?;
+        Held::outcome(data, ArrayReadGuard::new(self, elements, holds))
     }
 }
 
@@ -175,18 +172,16 @@ impl<'a, T: Plain> Chunk<'a, T> {
     ///
     /// `WouldBlock` if it is not out of use, `Forked`.
     pub fn renew(self) -> Locked<'a, T> {
-        match self.array.body.renew(self.index) {
-            Ok(holds) => Ok(ArrayGuard::new(self.array, self.range(), holds)),
-            Err(error) => Err(error.map(|holds| ArrayGuard::new(self.array, self.range(), holds))),
-        }
+        let holds = self.array.body.renew(self.index).map_err(without)?;
+        Ok(ArrayGuard::new(self.array, self.range(), holds))
     }
 
-    #[inline]
+    #[inline(always)]
     fn lock_waiting(self, wait: Wait) -> Locked<'a, T> {
         self.array.lock_chunks(self.index..self.index + 1, wait)
     }
 
-    #[inline]
+    #[inline(always)]
     fn read_waiting(self, wait: Wait) -> Shared<'a, T> {
         self.array.read_chunks(self.index..self.index + 1, wait)
     }

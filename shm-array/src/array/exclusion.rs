@@ -1,7 +1,7 @@
 //! The lock of an array whose elements are whole at any moment, whoever dies.
 
 use super::SharedArray;
-use super::holds::{Holds, Mode, Wait};
+use super::holds::{Holds, Mode, Refused, Wait, without};
 use crate::lock::LockError;
 
 /// Keeps those out who ask for the same, until it is dropped.
@@ -19,13 +19,13 @@ impl<T> SharedArray<T> {
     pub(crate) fn exclude(&self) -> Result<Exclusion<'_>, LockError<()>> {
         loop {
             let holds = match self.body.lock(0..1, Mode::Write, Wait::Forever) {
-                Ok(holds) | Err(LockError::OwnerDied(holds) | LockError::Poisoned(holds)) => holds,
+                Ok((holds, _)) => holds,
                 // Nobody leaves it so, except by scribbling.
-                Err(LockError::Unrecoverable) => match self.body.renew(0) {
+                Err(Refused::Unrecoverable) => match self.body.renew(0) {
                     Ok(holds) => holds,
                     Err(_) => continue,
                 },
-                Err(error) => return Err(error.into_error()),
+                Err(refused) => return Err(without(refused)),
             };
             holds.mark_consistent();
             return Ok(Exclusion(holds));

@@ -55,7 +55,7 @@ impl Wait {
 }
 
 /// Why a lock was not had.
-type Refused = LockError<Infallible>;
+pub(super) type Refused = LockError<Infallible>;
 
 /// One chunk's lock, held.
 #[derive(Debug)]
@@ -80,57 +80,61 @@ impl Drop for Exclusive<'_> {
 
 impl<'a> Locks<'a> {
     /// Takes the lock of one chunk. Tells what is known of its elements.
-    #[inline]
+    #[inline(always)]
     fn take(self, chunk: usize, mode: Mode, wait: Wait) -> Result<(Hold<'a>, Data), Refused> {
-        match (self, mode) {
-            (Self::Exclusive(locks), mode) => {
-                let lock = &locks[chunk].0;
-                let held = match wait {
-                    Wait::Not => lock.try_lock(),
-                    Wait::Forever => lock.lock(None),
-                    Wait::Until(deadline) => lock.lock(Some(deadline)),
-                }?;
-                let data = held.data();
-                let hold = Hold::Exclusive(Exclusive { lock, held });
-                if mode == Mode::Read && data == Data::OwnerDied {
-                    // As where locks are shared: a reader can repair nothing.
-                    hold.put_back();
-                    return Err(Refused::WriterDied);
-                }
-                Ok((hold, data))
-            }
-            (Self::ReadWrite(locks), Mode::Write) => {
-                let lock = &locks[chunk].0;
-                let (guard, data) = sort(match wait {
-                    Wait::Not => lock.try_write(),
-                    Wait::Forever => lock.write(),
-                    Wait::Until(deadline) => lock.write_until(deadline),
-                })?;
-                Ok((Hold::Write(guard), data))
-            }
-            (Self::ReadWrite(locks), Mode::Read) => {
-                let lock = &locks[chunk].0;
-                let (guard, data) = sort(match wait {
-                    Wait::Not => lock.try_read(),
-                    Wait::Forever => lock.read(),
-                    Wait::Until(deadline) => lock.read_until(deadline),
-                })?;
-                Ok((Hold::Read(guard), data))
-            }
+        match self {
+            Self::Exclusive(locks) => Exclusive::take(&locks[chunk].0, mode, wait),
+            Self::ReadWrite(locks) => take_shareable(&locks[chunk].0, mode, wait),
         }
     }
 
     /// Takes the lock of one chunk that is out of use.
-    pub(super) fn renew(self, chunk: usize) -> Result<Holds<'a>, LockError<Holds<'a>>> {
+    pub(super) fn renew(self, chunk: usize) -> Result<Holds<'a>, Refused> {
         let first = match self {
             Self::Exclusive(locks) => {
                 let lock = &locks[chunk].0;
                 Hold::Exclusive(Exclusive { lock, held: lock.renew()? })
             }
-            Self::ReadWrite(locks) => Hold::Write(sort(locks[chunk].0.take_out_of_use()).map_err(without)?.0),
+            Self::ReadWrite(locks) => Hold::Write(sort(locks[chunk].0.take_out_of_use())?.0),
         };
         Ok(Holds { first, others: Vec::new() })
     }
+}
+
+impl<'a> Exclusive<'a> {
+    #[inline(always)]
+    fn take(lock: &'a RawLock, mode: Mode, wait: Wait) -> Result<(Hold<'a>, Data), Refused> {
+        let held = match wait {
+            Wait::Not => lock.try_lock(),
+            Wait::Forever => lock.lock(None),
+            Wait::Until(deadline) => lock.lock(Some(deadline)),
+        }?;
+        let data = held.data();
+        let hold = Hold::Exclusive(Self { lock, held });
+        if mode == Mode::Read && data == Data::OwnerDied {
+            // As where locks are shared: a reader can repair nothing.
+            hold.put_back();
+            return Err(Refused::WriterDied);
+        }
+        Ok((hold, data))
+    }
+}
+
+fn take_shareable(lock: &RwLock<()>, mode: Mode, wait: Wait) -> Result<(Hold<'_>, Data), Refused> {
+    if mode == Mode::Write {
+        let (guard, data) = sort(match wait {
+            Wait::Not => lock.try_write(),
+            Wait::Forever => lock.write(),
+            Wait::Until(deadline) => lock.write_until(deadline),
+        })?;
+        return Ok((Hold::Write(guard), data));
+    }
+    let (guard, data) = sort(match wait {
+        Wait::Not => lock.try_read(),
+        Wait::Forever => lock.read(),
+        Wait::Until(deadline) => lock.read_until(deadline),
+    })?;
+    Ok((Hold::Read(guard), data))
 }
 
 /// What is known of the data, beside the guard.
@@ -175,29 +179,45 @@ pub(super) struct Holds<'a> {
 
 impl<'a> Holds<'a> {
     /// Takes the locks of chunks, of which there is at least one, in their order.
-    #[inline]
+    #[inline(always)]
     pub(super) fn take(
         locks: Locks<'a>,
-        mut chunks: Range<usize>,
+        chunks: Range<usize>,
         mode: Mode,
         wait: Wait,
-    ) -> Result<Self, LockError<Self>> {
-        let first = chunks.next().expect("a range of chunks that is not empty");
-        let (first, mut worst) = locks.take(first, mode, wait).map_err(without)?;
-        let mut holds = Self { first, others: Vec::new() };
-        for chunk in chunks {
+    ) -> Result<(Self, Data), Refused> {
+        debug_assert!(!chunks.is_empty());
+        let (first, data) = locks.take(chunks.start, mode, wait)?;
+        let holds = Self { first, others: Vec::new() };
+        if chunks.len() > 1 {
+            return holds.take_others(locks, chunks, mode, wait, data);
+        }
+        Ok((holds, data))
+    }
+
+    /// Takes the locks of the chunks behind the first.
+    #[inline(never)]
+    fn take_others(
+        mut self,
+        locks: Locks<'a>,
+        chunks: Range<usize>,
+        mode: Mode,
+        wait: Wait,
+        mut worst: Data,
+    ) -> Result<(Self, Data), Refused> {
+        for chunk in chunks.skip(1) {
             match locks.take(chunk, mode, wait) {
                 Ok((hold, data)) => {
-                    holds.others.push(hold);
+                    self.others.push(hold);
                     worst = worse(worst, data);
                 }
                 Err(refused) => {
-                    holds.put_back();
-                    return Err(without(refused));
+                    self.put_back();
+                    return Err(refused);
                 }
             }
         }
-        Held::outcome(worst, holds)
+        Ok((self, worst))
     }
 
     /// Every chunk is as it should be.
@@ -213,11 +233,16 @@ impl<'a> Holds<'a> {
     }
 
     /// The holds, where the caller can do nothing about what happened to the elements: then they are put back.
-    pub(super) fn or_put_back(result: Result<Self, LockError<Self>>) -> Result<Self, LockError<()>> {
-        result.map_err(|error| match error {
-            LockError::WriterDied => LockError::OwnerDied(()),
-            error => error.map(Self::put_back),
-        })
+    pub(super) fn or_put_back(taken: Result<(Self, Data), Refused>) -> Result<Self, LockError<()>> {
+        match taken {
+            Ok((holds, Data::Good)) => Ok(holds),
+            Ok((holds, data)) => {
+                holds.put_back();
+                Err(if data == Data::OwnerDied { LockError::OwnerDied(()) } else { LockError::Poisoned(()) })
+            }
+            Err(Refused::WriterDied) => Err(LockError::OwnerDied(())),
+            Err(refused) => Err(without(refused)),
+        }
     }
 
     /// Whether this is still the process that took the locks.
@@ -243,7 +268,8 @@ impl<'a> Holds<'a> {
     }
 }
 
-fn without<G>(refused: Refused) -> LockError<G> {
+/// The same, where a guard is expected.
+pub(super) fn without<G>(refused: Refused) -> LockError<G> {
     refused.map(|never| match never {})
 }
 
