@@ -310,10 +310,10 @@ fn a_panic_under_the_lock_poisons_it_for_all_processes() {
 
 fn poisoned() -> Mutex<u64> {
     let mutex = Mutex::new(3);
-    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+    let panicked = std::panic::catch_unwind(|| {
         let _data = mutex.lock();
         panic!("as it should");
-    }));
+    });
     assert!(panicked.is_err() && mutex.is_poisoned());
     mutex
 }

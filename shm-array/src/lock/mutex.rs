@@ -12,6 +12,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::time::{Duration, Instant};
 
 /// A mutex for threads of any process, robust against the death of its holder.
@@ -67,6 +68,10 @@ pub struct Mutex<T> {
 unsafe impl<T: Send> Send for Mutex<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Sync for Mutex<T> {}
+
+// A panic under the lock poisons it, so nobody sees the broken data unawares.
+impl<T> UnwindSafe for Mutex<T> {}
+impl<T> RefUnwindSafe for Mutex<T> {}
 
 #[cfg(not(loom))]
 // SAFETY: `repr(C)`, a lock that works between processes, and data that may live there. No destructor but the data's.

@@ -32,6 +32,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::time::{Duration, Instant};
 
 /// How many guards one thread may have of one lock.
@@ -81,6 +82,10 @@ pub struct ReentrantMutex<T> {
 unsafe impl<T: Send> Send for ReentrantMutex<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Sync for ReentrantMutex<T> {}
+
+// A panic under the lock poisons it, so nobody sees the broken data unawares.
+impl<T: UnwindSafe> UnwindSafe for ReentrantMutex<T> {}
+impl<T: UnwindSafe> RefUnwindSafe for ReentrantMutex<T> {}
 
 #[cfg(not(loom))]
 // SAFETY: `repr(C)`, atomics, and data that may live there. No destructor but the data's.
