@@ -73,7 +73,11 @@ fn test_action() {
     let _watchdog = watchdog();
     let (barrier, runs) = (Barrier::new(N), AtomicU32::new(0));
     let results = party(|_| {
-        let passed = barrier.wait_with(|| drop(runs.fetch_add(1, Ordering::Relaxed))).unwrap();
+        let passed = barrier
+            .wait_with(|| {
+                runs.fetch_add(1, Ordering::Relaxed);
+            })
+            .unwrap();
         assert_eq!(runs.load(Ordering::Relaxed), 1, "before anybody goes on");
         passed
     });

@@ -8,7 +8,7 @@ mod common;
 use common::watchdog;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_parent_process_death_signal, waitpid};
 use serde::Serialize;
-use shm_array::{LockError, Mutex, Shared, arena_usage};
+use shm_array::{Barrier, Event, LockError, Mutex, Once, OnceLock, RwLock, Semaphore, Shared, arena_usage};
 use shm_core::handle::{ReceiveSession, SendSession};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -378,4 +378,57 @@ fn forks_while_other_threads_make_and_drop_values_inherit_nothing_half_done() {
     });
     assert_eq!(one.load(Ordering::SeqCst), 50);
     settles_at(1);
+}
+
+#[test]
+fn references_to_every_lock_work_in_a_forked_child() {
+    let (_alone, _watchdog) = (alone(), watchdog());
+    let table = Shared::new(RwLock::new(1)).unwrap();
+    let semaphore = Shared::new(Semaphore::new(1)).unwrap();
+    let signal = Shared::new(shm_array::Signal::new(1)).unwrap();
+    let event = Shared::new(Event::new()).unwrap();
+    let barrier = Shared::new(Barrier::new(2)).unwrap();
+    let once = Shared::new(Once::new()).unwrap();
+    let value = Shared::new(OnceLock::new()).unwrap();
+    let (table, semaphore, signal, event) = (&*table, &*semaphore, &*signal, &*event);
+    let (barrier, once, value) = (&*barrier, &*once, &*value);
+    let child = Child::fork(|| {
+        assert!(!event.is_set() && !once.is_completed() && !barrier.is_broken());
+        assert_eq!((signal.value(), semaphore.available(), value.get()), (1, 1, None));
+        assert_eq!(*table.read().unwrap(), 1);
+        *table.write().unwrap() = 2;
+        semaphore.acquire().unwrap().forget();
+        signal.wait();
+        once.call_once(|| ()).unwrap();
+        value.set(7).unwrap();
+        event.set();
+        barrier.wait().unwrap();
+    });
+    event.wait();
+    assert!(once.is_completed() && !signal.try_wait());
+    assert_eq!((value.get(), *table.read().unwrap()), (Some(&7), 2));
+    barrier.wait().unwrap();
+    child.succeeds();
+    assert_eq!(semaphore.available(), 1, "the dead child's permit came back");
+}
+
+#[test]
+fn shares_and_permits_that_are_held_at_a_fork_stay_the_parents() {
+    let (_alone, _watchdog) = (alone(), watchdog());
+    let table = Shared::new(RwLock::new(1)).unwrap();
+    let semaphore = Shared::new(Semaphore::new(1)).unwrap();
+    let (share, permit) = (table.read().unwrap(), semaphore.acquire().unwrap());
+    let child = Child::fork(|| {
+        let lends = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| *share));
+        assert!(lends.is_err());
+        // SAFETY: copies, as the fork made them; what is dropped here is forgotten in the parent's sense.
+        drop(unsafe { (std::ptr::read(&share), std::ptr::read(&permit)) });
+        assert!(matches!(table.try_write(), Err(LockError::WouldBlock)));
+        assert!(matches!(semaphore.try_acquire(), Err(LockError::WouldBlock)));
+        assert!(matches!(semaphore.release(), Err(LockError::NotHeld)));
+    });
+    child.succeeds();
+    assert_eq!(*share, 1);
+    drop((share, permit));
+    assert!(table.try_write().is_ok() && semaphore.try_acquire().is_ok());
 }

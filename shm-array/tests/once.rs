@@ -151,15 +151,17 @@ enum Orders {
 #[test]
 fn child() {
     common::child(|orders: Orders, reporter: &Reporter| {
-        let for_ever = || -> u64 {
+        let for_ever = || -> ! {
             reporter.report(&true);
             loop {
                 thread::park();
             }
         };
         match orders {
-            Orders::Begin(once) => once.call_once(|| drop(for_ever())).unwrap(),
-            Orders::BeginValue(lock) => drop(lock.get_or_init(for_ever).copied()),
+            Orders::Begin(once) => once.call_once(|| for_ever()).unwrap(),
+            Orders::BeginValue(lock) => {
+                let _ = lock.get_or_init(|| for_ever());
+            }
             Orders::Make(lock, value) => {
                 let value = *lock.get_or_init(|| value).unwrap();
                 reporter.report(&value);

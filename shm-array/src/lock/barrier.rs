@@ -48,7 +48,7 @@
 
 mod state;
 
-use super::line::{ALL, Line, deadline_after};
+use super::line::{ALL, Line, deadline_after, must_be_attached};
 #[cfg(not(loom))]
 use crate::error::{Error, Kind};
 use shm_core::crash_point;
@@ -79,7 +79,7 @@ pub const ORDERINGS: &[&str] = &["seq_cst"];
 ///
 /// # Across processes
 ///
-/// Put it into a [`Shared`](crate::Shared).
+/// Put it into a [`Shared`](crate::Shared). Calls that return no error panic in a forked child that could not attach again.
 ///
 /// # Examples
 ///
@@ -283,11 +283,13 @@ impl<const MAX: usize> Barrier<MAX> {
     /// Breaks the barrier: whoever waits, or comes later, gets an error. A round that is complete is not touched.
     /// Never blocks.
     pub fn abort(&self) {
+        must_be_attached(self);
         self.change(State::broken);
     }
 
     /// Makes the barrier as new: whoever waits gets an error, whoever comes later waits for a new round. Never blocks.
     pub fn reset(&self) {
+        must_be_attached(self);
         self.change(State::reset);
         self.forget_dead();
         self.begin_next();
@@ -295,16 +297,19 @@ impl<const MAX: usize> Barrier<MAX> {
 
     /// Whether the barrier is broken. May be stale at once.
     pub fn is_broken(&self) -> bool {
+        must_be_attached(self);
         self.now().is_broken()
     }
 
     /// How many parties make a round.
     pub fn parties(&self) -> usize {
+        must_be_attached(self);
         self.cells().len()
     }
 
     /// How many wait for the others. May be stale at once.
     pub fn n_waiting(&self) -> usize {
+        must_be_attached(self);
         let state = self.now();
         match state.standing(state.round()) {
             Standing::Open | Standing::Acting(_) => self.taken(state.round()).count(),
@@ -416,7 +421,7 @@ impl<const MAX: usize> Barrier<MAX> {
             Standing::Passed => Some(Turn::Passed),
             Standing::Broken => Some(Turn::Broken),
             Standing::Acting(_) => None,
-            Standing::Open if self.taken(round).count() < self.parties() => None,
+            Standing::Open if self.taken(round).count() < self.cells().len() => None,
             Standing::Open if self.is_any_dead(round, me) => {
                 self.swap(state, state.broken());
                 None

@@ -16,7 +16,7 @@
 //!
 //! Between setting and waking: sleepers look again at the end of their slice. Anywhere else nothing is half done.
 
-use super::line::{ALL, deadline_after};
+use super::line::{ALL, deadline_after, must_be_attached};
 use shm_core::crash_point;
 use shm_core::futex::Futex;
 #[cfg(loom)]
@@ -51,7 +51,7 @@ pub const ORDERINGS: &[&str] = &["event.look", "event.set"];
 ///
 /// # Across processes
 ///
-/// Put it into a [`Shared`](crate::Shared).
+/// Put it into a [`Shared`](crate::Shared). All calls panic in a forked child that could not attach again.
 ///
 /// # Examples
 ///
@@ -100,6 +100,7 @@ impl Event {
 
     /// It has not happened (again). Never blocks.
     pub fn clear(&self) {
+        must_be_attached(self);
         // Relaxed: nothing follows from an event that is not set. The word is changed, not replaced, so whoever sees a later
         // one sees what came before.
         self.word.word().fetch_and(!SET, Ordering::Relaxed);
@@ -107,6 +108,7 @@ impl Event {
 
     /// Whether it has happened. May be stale at once where somebody clears it.
     pub fn is_set(&self) -> bool {
+        must_be_attached(self);
         self.look() & SET != 0
     }
 
@@ -131,6 +133,7 @@ impl Event {
     }
 
     fn wait_before(&self, deadline: Option<Instant>) -> bool {
+        must_be_attached(self);
         let mut word = self.look();
         let sets = word / STEP;
         // It is set, or was in the meantime.

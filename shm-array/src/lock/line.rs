@@ -39,7 +39,6 @@ use shm_core::deaths::Deaths;
 use shm_core::futex::Futex;
 #[cfg(loom)]
 use shm_core::futex::Wakeup;
-#[cfg(loom)]
 use shm_core::owner::Owner;
 #[cfg(not(loom))]
 use shm_core::sync::hint;
@@ -69,6 +68,25 @@ pub(crate) struct Line {
 /// The moment that is `timeout` away; none where the clock does not reach.
 pub(crate) fn deadline_after(timeout: Duration) -> Option<Instant> {
     Instant::now().checked_add(timeout)
+}
+
+/// In a forked child the memory is there only after it was attached again: sees to that. For calls that have no error.
+///
+/// # Panics
+///
+/// If that is not possible: the next access would be a segmentation fault.
+#[inline(always)]
+#[track_caller]
+pub(crate) fn must_be_attached<T>(place: *const T) {
+    if Owner::here(place).is_err() {
+        unattached();
+    }
+}
+
+#[cold]
+#[track_caller]
+fn unattached() -> ! {
+    panic!("this process was forked and could not attach to the shared memory again");
 }
 
 impl Line {

@@ -18,7 +18,7 @@
 //! `value` is written only by the one whose token is in the word, and read only after COMPLETE, which stays for ever.
 
 use super::LockError;
-use super::line::{ALL, Line, deadline_after};
+use super::line::{ALL, Line, deadline_after, must_be_attached};
 use shm_core::crash_point;
 use shm_core::fork::ForkStamp;
 use shm_core::owner::Owner;
@@ -50,7 +50,8 @@ pub const ORDERINGS: &[&str] = &["once.look", "once.end"];
 ///
 /// # Across processes
 ///
-/// Put it into a [`Shared`](crate::Shared), beside what it initialises.
+/// Put it into a [`Shared`](crate::Shared), beside what it initialises. Calls without an error for that panic in a forked
+/// child that could not attach again.
 ///
 /// # Examples
 ///
@@ -135,7 +136,7 @@ impl Once {
     /// * [`LockError::Forked`], also in a child that `f` has forked.
     #[inline]
     pub fn call_once(&self, f: impl FnOnce()) -> Result<(), LockError<()>> {
-        if self.is_completed() { Ok(()) } else { self.call(false, |_| f()) }
+        if self.is_done()? { Ok(()) } else { self.call(false, |_| f()) }
     }
 
     /// The same, also after a panic.
@@ -145,12 +146,13 @@ impl Once {
     /// [`LockError::Forked`].
     #[inline]
     pub fn call_once_force(&self, f: impl FnOnce(&OnceState)) -> Result<(), LockError<()>> {
-        if self.is_completed() { Ok(()) } else { self.call(true, f) }
+        if self.is_done()? { Ok(()) } else { self.call(true, f) }
     }
 
     /// Whether it is done; once it is, it stays so.
     #[inline]
     pub fn is_completed(&self) -> bool {
+        must_be_attached(self);
         self.look() == COMPLETE
     }
 
@@ -181,7 +183,20 @@ impl Once {
         self.wait_before(Some(deadline))
     }
 
+    /// As [`is_completed`](Self::is_completed), with an error.
+    #[inline]
+    fn is_done(&self) -> Result<bool, LockError<()>> {
+        self.me()?;
+        Ok(self.look() == COMPLETE)
+    }
+
+    #[inline(always)]
+    fn me(&self) -> Result<Owner, LockError<()>> {
+        Owner::here(self).map_err(|_| LockError::Forked)
+    }
+
     fn wait_before(&self, deadline: Option<Instant>) -> Result<(), LockError<()>> {
+        self.me()?;
         let attempt = || match self.look() {
             COMPLETE => Some(Ok(())),
             POISONED => Some(Err(LockError::Poisoned(()))),
@@ -190,6 +205,7 @@ impl Once {
         self.line.wait(deadline, attempt, || None).unwrap_or(Err(LockError::TimedOut))
     }
 
+    /// The word. In a forked child only after the memory was attached again.
     #[inline(always)]
     fn look(&self) -> u32 {
         // SYNC once: pairs with the end of `Run`.
@@ -209,7 +225,7 @@ impl Once {
 
     /// The right to run it; nothing if it is done. Blocks while another one runs it.
     fn begin(&self, force: bool) -> Result<Option<Run<'_>>, LockError<()>> {
-        let me = Owner::here(self).map_err(|_| LockError::Forked)?;
+        let me = self.me()?;
         let turn = self.line.wait(None, || self.turn(me, force), || self.take_over(me));
         match turn.expect("a wait without a deadline ends with a result") {
             Turn::Done => Ok(None),
@@ -256,6 +272,7 @@ impl Default for Once {
 
 impl fmt::Debug for Once {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        must_be_attached(self);
         let state = match self.look() {
             INCOMPLETE => "incomplete",
             COMPLETE => "complete",
@@ -273,7 +290,7 @@ impl fmt::Debug for Once {
 
 /// A value that is written once, by one process, for all: std's `OnceLock` between processes.
 ///
-/// Reading it is one load. The value is never dropped in its place; [`take`](OnceLock::take) and
+/// Reading it takes a few loads. The value is never dropped in its place; [`take`](OnceLock::take) and
 /// [`into_inner`](OnceLock::into_inner) get it out.
 ///
 /// # If the peer dies
@@ -282,7 +299,8 @@ impl fmt::Debug for Once {
 ///
 /// # Across processes
 ///
-/// Put it into a [`Shared`](crate::Shared).
+/// Put it into a [`Shared`](crate::Shared). Calls without an error for that panic in a forked child that could not attach
+/// again.
 ///
 /// # Examples
 ///
@@ -368,15 +386,14 @@ impl<T> OnceLock<T> {
     /// assert_eq!(port("80").unwrap(), 80);
     /// ```
     pub fn get_or_try_init<E: From<LockError<()>>>(&self, f: impl FnOnce() -> Result<T, E>) -> Result<&T, E> {
-        if let Some(value) = self.get() {
-            return Ok(value);
-        }
-        if let Some(run) = self.once.begin(true)? {
-            let value = f()?;
-            if run.stamp.check().is_err() {
-                return Err(LockError::Forked.into());
+        if !self.once.is_done()? {
+            if let Some(run) = self.once.begin(true)? {
+                let value = f()?;
+                if run.stamp.check().is_err() {
+                    return Err(LockError::Forked.into());
+                }
+                self.write(&run, value);
             }
-            self.write(&run, value);
         }
         // SAFETY: complete, by this call or by another's.
         Ok(unsafe { self.value() })

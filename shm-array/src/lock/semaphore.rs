@@ -23,7 +23,7 @@
 //!   its slice.
 
 use super::LockError;
-use super::line::{Line, deadline_after};
+use super::line::{Line, deadline_after, must_be_attached};
 #[cfg(not(loom))]
 use crate::error::{Error, Kind};
 use shm_core::crash_point;
@@ -246,12 +246,22 @@ impl<const MAX: usize> Semaphore<MAX> {
     }
 
     /// How many permits are free or held by the dead. May be stale at once. A system call per holder.
+    ///
+    /// # Panics
+    ///
+    /// In a forked child that could not attach again.
     pub fn available(&self) -> usize {
+        must_be_attached(self);
         self.cells().iter().filter(|cell| self.is_to_be_had(cell.load(Ordering::Relaxed))).count()
     }
 
     /// How many permits there are.
+    ///
+    /// # Panics
+    ///
+    /// In a forked child that could not attach again.
     pub fn permits(&self) -> usize {
+        must_be_attached(self);
         self.cells().len()
     }
 

@@ -1,7 +1,7 @@
 //! [`Signal`]: a counter that anybody raises and whoever waits lowers.
 
 use super::LockError;
-use super::line::{Line, deadline_after};
+use super::line::{Line, deadline_after, must_be_attached};
 use shm_core::crash_point;
 use shm_core::sync::{AtomicU32, Ordering, ordering};
 use std::fmt;
@@ -27,8 +27,9 @@ pub const ORDERINGS: &[&str] = &["signal.take", "signal.post", "seq_cst"];
 ///
 /// # Across processes
 ///
-/// Put it into a [`Shared`](crate::Shared). `post` is async-signal-safe (one atomic, and one system call if somebody
-/// sleeps) in a process that has used it before.
+/// Put it into a [`Shared`](crate::Shared). `post` may be called in a signal handler (one atomic, and one system call if
+/// somebody sleeps; through a reference, in a process that was not forked since it was made). The other calls panic in a
+/// forked child that could not attach again.
 ///
 /// # Examples
 ///
@@ -88,6 +89,7 @@ impl Signal {
 
     /// Takes a unit if there is one. Never blocks.
     pub fn try_wait(&self) -> bool {
+        must_be_attached(self);
         self.take().is_some()
     }
 
@@ -103,11 +105,13 @@ impl Signal {
 
     /// How many units there are. May be stale at once.
     pub fn value(&self) -> u32 {
+        must_be_attached(self);
         // Relaxed: the answer orders nothing.
         self.units.load(Ordering::Relaxed)
     }
 
     fn wait_before(&self, deadline: Option<Instant>) -> bool {
+        must_be_attached(self);
         if self.take().is_some() {
             return true;
         }
