@@ -21,6 +21,7 @@
 
 use crate::error::{DecodeError, EncodeError};
 use crate::layout;
+use postcard::de_flavors;
 use postcard::ser_flavors::Flavor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -28,6 +29,7 @@ use shm_core::Plain;
 use shm_core::broker::{self, Claim, Deposit};
 use shm_core::handle::{ReceiveSession, SendSession, is_receiving, is_sending};
 use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 
 /// How messages of type `T` are put into slots: [`Postcard`] or [`Verbatim`]. Sealed.
 pub trait Codec<T>: Encoding<T> {}
@@ -93,7 +95,7 @@ pub trait Encoding<T> {
         None
     }
 
-    /// Whether the loaded message has handles; then [`Encoding::decode`] may take some time.
+    /// Whether the loaded message has handles; then it is for [`Encoding::decode_parcel`].
     #[inline(always)]
     fn has_handles(_message: &Self::Message) -> bool {
         false
@@ -117,6 +119,11 @@ pub trait Encoding<T> {
 
     /// Turns a loaded message into a value; runs the user's code.
     fn decode(message: &Self::Message, limit: usize) -> Result<T, DecodeError>;
+
+    /// As [`Encoding::decode`], for a message with handles, which it waits for.
+    fn decode_parcel(message: &Self::Message, limit: usize) -> Result<T, DecodeError> {
+        Self::decode(message, limit)
+    }
 }
 
 impl<T: Plain> Encoding<T> for Verbatim {
@@ -201,12 +208,12 @@ impl Packet {
         Self { len: 0, inline: [MaybeUninit::uninit(); INLINE], heap, deposit: None }
     }
 
-    /// Encodes a value behind what is there.
+    /// Empties the packet for a message of up to `limit` bytes.
     #[inline(always)]
-    fn fill<T: Serialize>(&mut self, value: &T, limit: usize) -> postcard::Result<()> {
+    fn filler(&mut self, limit: usize) -> Filler<'_> {
         self.len = 0;
         self.heap.clear();
-        postcard::serialize_with_flavor(value, Filler { packet: self, limit })
+        Filler { packet: self, limit }
     }
 
     /// The message's bytes. The caller bounds `len`.
@@ -258,6 +265,47 @@ impl Flavor for Filler<'_> {
     }
 }
 
+/// The same flavor under another name, for what is seldom done: so the type's code there is compiled apart, and inlined
+/// where it matters.
+struct Apart<F>(F);
+
+impl<F: Flavor> Flavor for Apart<F> {
+    type Output = F::Output;
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.try_push(byte)
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0.try_extend(bytes)
+    }
+
+    fn finalize(self) -> postcard::Result<F::Output> {
+        self.0.finalize()
+    }
+}
+
+impl<'de, F: de_flavors::Flavor<'de>> de_flavors::Flavor<'de> for Apart<F> {
+    type Remainder = F::Remainder;
+    type Source = F::Source;
+
+    fn pop(&mut self) -> postcard::Result<u8> {
+        self.0.pop()
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        self.0.size_hint()
+    }
+
+    fn try_take_n(&mut self, count: usize) -> postcard::Result<&'de [u8]> {
+        self.0.try_take_n(count)
+    }
+
+    fn finalize(self) -> postcard::Result<F::Remainder> {
+        self.0.finalize()
+    }
+}
+
 impl<T: Serialize + DeserializeOwned> Encoding<T> for Postcard {
     type Room = Packet;
     type Staged<'v>
@@ -282,8 +330,11 @@ impl<T: Serialize + DeserializeOwned> Encoding<T> for Postcard {
 
     #[inline]
     fn encode<'v>(value: &'v T, packet: &'v mut Packet, limit: usize) -> Result<&'v Packet, Refusal> {
-        if is_sending() || packet.deposit.is_some() || packet.fill(value, limit).is_err() {
-            return encode_with_handles(value, packet, limit);
+        if is_sending() || packet.deposit.is_some() {
+            return encode_apart(value, packet, limit);
+        }
+        if postcard::serialize_with_flavor(value, packet.filler(limit)).is_err() {
+            return encode_apart(value, packet, limit);
         }
         if packet.len > limit {
             return Err(Refusal::TooLarge(packet.len));
@@ -349,7 +400,12 @@ impl<T: Serialize + DeserializeOwned> Encoding<T> for Postcard {
         if message.len > limit || is_receiving() {
             return decode_apart(message, limit);
         }
-        decode(message.bytes(message.len, limit))
+        let bytes = message.bytes(message.len, limit);
+        read(bytes, postcard::take_from_bytes(bytes))
+    }
+
+    fn decode_parcel(message: &Packet, limit: usize) -> Result<T, DecodeError> {
+        decode_apart(message, limit)
     }
 
     #[inline(always)]
@@ -366,9 +422,10 @@ impl<T: Serialize + DeserializeOwned> Encoding<T> for Postcard {
     }
 }
 
+/// The value that was read from the message, if it took all of it.
 #[inline(always)]
-fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
-    match postcard::take_from_bytes(bytes) {
+fn read<T>(bytes: &[u8], read: postcard::Result<(T, &[u8])>) -> Result<T, DecodeError> {
+    match read {
         Ok((value, [])) => Ok(value),
         Ok((_, rest)) => Err(DecodeError::trailing(bytes, rest.len())),
         Err(error) => Err(DecodeError::codec(bytes, error)),
@@ -385,8 +442,7 @@ fn decode_apart<T: DeserializeOwned>(message: &Packet, limit: usize) -> Result<T
     }
     let bytes = message.bytes(len, limit);
     if len == message.len {
-        let _nothing = ReceiveSession::begin(Vec::new());
-        return decode(bytes);
+        return decode_with(bytes, Vec::new());
     }
     match bytes.split_last_chunk::<{ Claim::LEN }>() {
         Some((bytes, claim)) => redeem(bytes, Claim::from_bytes(claim)),
@@ -397,21 +453,28 @@ fn decode_apart<T: DeserializeOwned>(message: &Packet, limit: usize) -> Result<T
 /// Fetches the handles of a message and decodes it.
 pub(crate) fn redeem<T: DeserializeOwned>(bytes: &[u8], claim: Claim) -> Result<T, DecodeError> {
     let descriptors = broker::fetch(&claim).map_err(|error| DecodeError::handles(bytes, claim, error))?;
+    decode_with(bytes, descriptors)
+}
+
+fn decode_with<T: DeserializeOwned>(bytes: &[u8], descriptors: Vec<OwnedFd>) -> Result<T, DecodeError> {
     let _session = ReceiveSession::begin(descriptors);
-    decode(bytes)
+    let mut source = postcard::Deserializer::from_flavor(Apart(de_flavors::Slice::new(bytes)));
+    let value = T::deserialize(&mut source);
+    read(bytes, value.and_then(|value| Ok((value, source.finalize()?))))
 }
 
 /// Encodes a value that may have handles: where there are some, deposits their descriptors and adds the claim. Apart from
 /// whatever else this thread is sending.
 #[cold]
-fn encode_with_handles<'v, T: Serialize>(
+fn encode_apart<'v, T: Serialize>(
     value: &T,
     packet: &'v mut Packet,
     limit: usize,
 ) -> Result<&'v Packet, Refusal> {
     packet.deposit = None;
     let session = SendSession::begin();
-    packet.fill(value, limit).map_err(|error| Refusal::Encode(EncodeError::codec(error)))?;
+    let filled = postcard::serialize_with_flavor(value, Apart(packet.filler(limit)));
+    filled.map_err(|error| Refusal::Encode(EncodeError::codec(error)))?;
     let descriptors = session.finish();
     let claim_len = if descriptors.is_empty() { 0 } else { Claim::LEN };
     let len = packet.len.saturating_add(claim_len);

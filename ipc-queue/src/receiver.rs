@@ -285,7 +285,7 @@ impl<T, C: Codec<T>> Receiver<T, C> {
     #[cold]
     fn open_parcel(&self, message: &C::Message) -> Result<T, DecodeError> {
         let hand = self.end.hand();
-        C::decode(message, self.end.limit()).map_err(|error| error.with_hand(Some(hand)))
+        C::decode_parcel(message, self.end.limit()).map_err(|error| error.with_hand(Some(hand)))
     }
 
     /// Up to `max` messages; `None` if patience ran out before the first.

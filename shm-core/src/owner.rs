@@ -58,9 +58,16 @@ impl Owner {
     }
 
     /// The participant index; 0 for memory that is not shared.
-    #[allow(clippy::cast_possible_truncation, reason = "10 bits are left")]
+    #[inline(always)]
     pub const fn index(self) -> u16 {
-        (self.0.get() >> GENERATION_BITS) as u16
+        Self::index_of(self.0.get())
+    }
+
+    /// The participant index in the bits of a token; 0 if there is none.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "10 bits are left")]
+    pub(crate) const fn index_of(bits: u32) -> u16 {
+        (bits >> GENERATION_BITS) as u16
     }
 
     /// The generation of the index, as far as the token keeps it.

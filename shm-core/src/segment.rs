@@ -337,9 +337,9 @@ impl Segment {
     }
 
     /// The index of this process, 1 to [`MAX_PARTICIPANTS`].
-    #[inline]
+    #[inline(always)]
     pub fn participant(&self) -> u16 {
-        Owner::from_bits(self.owner.load(Ordering::Relaxed)).map_or(0, Owner::index)
+        Owner::index_of(self.owner.load(Ordering::Relaxed))
     }
 
     /// The token of this process, as locks write it. Changes only in a forked child that attaches again.
