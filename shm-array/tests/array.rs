@@ -472,3 +472,54 @@ fn a_forked_child_that_drops_a_guard_unlocks_nothing() {
     assert!(matches!(a.try_lock(), Err(LockError::WouldBlock)));
     assert_eq!(slot.borrow().as_ref().map(|guard| guard[7]), Some(7));
 }
+
+#[cfg(feature = "ndarray")]
+#[test]
+fn a_shape_that_does_not_fit_is_an_error() {
+    use ndarray::ShapeBuilder;
+    let a = SharedArray::from_iter(0..6).expect("an array");
+    let mut guard = a.lock().expect("locked");
+    assert_eq!(guard.view((3, 2)).expect("six")[[2, 0]], 4);
+    assert_eq!(guard.view((3, 2).f()).expect("six, by columns")[[2, 0]], 2);
+    assert_eq!(guard.view((2, 2).strides((3, 1))).expect("inside")[[1, 1]], 4);
+    assert!(guard.view((4, 2)).expect_err("eight").is_mismatch());
+    assert!(guard.view((3, 2).strides((3, 1))).expect_err("beyond the end").is_mismatch());
+    assert!(guard.view_mut((2, 2).strides((1, 1))).expect_err("an element twice").is_mismatch());
+    guard.view_mut(6).expect("six").fill(7);
+    drop(guard);
+    assert_eq!(a.freeze().expect("frozen").view((2, 3)).expect("six").sum(), 42);
+}
+
+/// A process dies at each step of a lock.
+#[cfg(feature = "crash-points")]
+#[test]
+fn a_death_at_every_step_is_told_unless_it_held_nothing() {
+    let _dog = watchdog();
+    for (point, told) in [("lock.taken", true), ("lock.releasing", true), ("lock.released", false)] {
+        let a = three_chunks();
+        let child = Peer::start(&Orders::DoubleChunk(a.clone(), 1), Some(point));
+        assert!(was_killed(child.wait()), "at {point}");
+        match a.lock() {
+            Ok(guard) => assert!(!told && guard[10] == 20, "after {point}"),
+            Err(LockError::OwnerDied(guard)) => {
+                assert!(told, "after {point}");
+                guard.mark_consistent();
+            }
+            Err(error) => panic!("{error:?}"),
+        }
+        drop(a.lock().expect("as before"));
+    }
+}
+
+/// A process dies in the middle of taking or giving back the lock of a sharable array.
+#[cfg(feature = "crash-points")]
+#[test]
+fn a_death_at_every_step_of_a_reader_hinders_nobody() {
+    let _dog = watchdog();
+    for point in ["rwlock.read.raised", "rwlock.read.inside"] {
+        let a = SharedArray::<i64>::builder(10).read_write().build().expect("an array");
+        assert!(was_killed(Peer::start(&Orders::Read(a.clone()), Some(point)).wait()), "at {point}");
+        a.write().expect("free").fill(1);
+        assert_eq!(a.read().expect("free")[9], 1);
+    }
+}

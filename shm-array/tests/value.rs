@@ -20,6 +20,8 @@ enum Orders {
     Hold(SharedValue<u64>),
     /// Replaces the value by numbers that are alike, until its end; reports when it has begun.
     Scribe(SharedValue<[u64; 5]>),
+    /// Replaces the value once.
+    Set(SharedValue<[u64; 5]>),
 }
 
 #[test]
@@ -36,6 +38,7 @@ fn child() {
                 std::thread::park();
             }
         }
+        Orders::Set(v) => v.set([9; 5]),
         Orders::Scribe(v) => {
             for i in 0.. {
                 v.set([i; 5]);
@@ -242,4 +245,24 @@ fn a_forked_child_goes_on_with_its_handle_and_not_with_a_guard() {
     assert_eq!(status, 0);
     drop(guard);
     assert_eq!(v.get(), 2);
+}
+
+/// A writer dies at each named step.
+#[cfg(feature = "crash-points")]
+#[test]
+fn a_death_at_every_step_leaves_the_old_value_or_the_new_one() {
+    let _dog = watchdog();
+    let sources = include_str!("../src/latch.rs");
+    let points: Vec<_> =
+        sources.split("crash_point!(\"").skip(1).filter_map(|call| call.split('"').next()).collect();
+    assert_eq!(points, ["latch.filled", "latch.published"]);
+    for (point, left) in
+        [("lock.taken", 1), ("latch.filled", 1), ("latch.published", 9), ("lock.releasing", 9)]
+    {
+        let v = SharedValue::new([1; 5]).expect("a value");
+        assert!(was_killed(Peer::start(&Orders::Set(v.clone()), Some(point)).wait()), "at {point}");
+        assert_eq!(v.get(), [left; 5], "after {point}");
+        assert_eq!(v.update(|_| [2; 5]), [left; 5]);
+        assert_eq!(v.get(), [2; 5]);
+    }
 }
