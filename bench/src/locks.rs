@@ -179,7 +179,8 @@ pub fn cases() -> Vec<Case> {
     let about = "Uncontended: lock, add one, unlock. Contended: as many processes as the name says, half of them on each \
                  side, do that without a pause until the counter has reached its target; the share is what the \
                  process that got least had, of an equal part (1 is fair). pthread's mutexes are \
-                 PTHREAD_PROCESS_SHARED in shared memory, robust or not; parking_lot's locks are in the process. \
+                 PTHREAD_PROCESS_SHARED in shared memory, robust or not; parking_lot's locks are in the process. Python's \
+                 `Lock` is taken with `acquire` and `release`, or with `with`, as its guard. \
                  Owner death: from the kill of the holder until a sleeping waiter in another process has the lock \
                  and knows; *lazy*: nobody helps; *swept*: a supervisor sees the pidfd and calls `sweep_all`. pthread's \
                  robust mutex is woken by the kernel. Semaphore: take one of four permits, give it back; ours \
@@ -256,6 +257,7 @@ pub fn cases() -> Vec<Case> {
                 Variant::new("pthread_robust", many, uncontended::lock::<Pthread<Robust>>),
                 Variant::new("pthread_shared", many, uncontended::lock::<Pthread<JustShared>>),
                 Variant::new("python_lock", some, python::run("lock")),
+                Variant::new("python_lock_with", some, python::run("lock_with")),
             ],
         ),
         case(

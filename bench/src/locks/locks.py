@@ -9,13 +9,26 @@ def die_with_parent():
 
 
 def lock(count):
-    lock = mp.Lock()
-    acquire, release = lock.acquire, lock.release
+    lock, number = mp.Lock(), 0
     begin = now()
     for _ in range(count):
-        acquire()
-        release()
-    return now() - begin
+        lock.acquire()
+        number += 1
+        lock.release()
+    took = now() - begin
+    assert number == count, number
+    return took
+
+
+def lock_with(count):
+    lock, number = mp.Lock(), 0
+    begin = now()
+    for _ in range(count):
+        with lock:
+            number += 1
+    took = now() - begin
+    assert number == count, number
+    return took
 
 
 def value(count):
@@ -31,12 +44,13 @@ def value(count):
 
 def semaphore(count):
     permits = mp.Semaphore(4)
-    acquire, release = permits.acquire, permits.release
     begin = now()
     for _ in range(count):
-        acquire()
-        release()
-    return now() - begin
+        permits.acquire()
+        permits.release()
+    took = now() - begin
+    assert permits.get_value() == 4
+    return took
 
 
 def between(target, args, count, turn, cpus):
