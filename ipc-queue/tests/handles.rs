@@ -274,7 +274,7 @@ fn the_handles_of_a_stopped_sender_wait_for_another_try() {
     let (tx, rx) = bounded(1).expect("a queue");
     let child = Peer::start(&Orders::Send { parcels, inner: tx, count: 1 }, None);
     let id: u32 = child.report().expect("a report");
-    let pid = Pid::from_raw(id.cast_signed()).expect("a process id");
+    let pid = Pid::from_raw(i32::try_from(id).expect("a process id")).expect("a process id");
     kill_process(pid, Signal::STOP).expect("stopped");
     let stopped = error(there.recv());
     assert!(stopped.is_handle() && stopped.is_temporary(), "{stopped}");
@@ -295,7 +295,7 @@ fn an_error_that_is_given_up_gives_the_handles_up() {
     let (tx, rx) = bounded(1).expect("a queue");
     let child = Peer::start(&Orders::Send { parcels, inner: tx, count: 1 }, None);
     let id: u32 = child.report().expect("a report");
-    let pid = Pid::from_raw(id.cast_signed()).expect("a process id");
+    let pid = Pid::from_raw(i32::try_from(id).expect("a process id")).expect("a process id");
     kill_process(pid, Signal::STOP).expect("stopped");
     drop(error(there.recv()));
     kill_process(pid, Signal::CONT).expect("continued");
