@@ -9,6 +9,7 @@ use crate::segment::Leaving;
 use crate::sync::{AtomicPtr, AtomicU64, Ordering};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
 use std::cell::RefCell;
+use std::mem::ManuallyDrop;
 use std::sync::OnceLock;
 #[allow(
     clippy::disallowed_types,
@@ -187,7 +188,9 @@ struct Held {
 }
 
 thread_local! {
-    static HELD: RefCell<Held> = const { RefCell::new(Held { depth: 0, guard: None, leaving: None }) };
+    /// Without a destructor, so that it is there until the thread has ended.
+    static HELD: ManuallyDrop<RefCell<Held>> =
+        const { ManuallyDrop::new(RefCell::new(Held { depth: 0, guard: None, leaving: None })) };
 }
 
 /// Keeps `fork` away until it is dropped; see [`window`].
@@ -244,7 +247,7 @@ fn leave_window() {
 extern "C" fn before_fork() {
     enter_window();
     // The window is left in the handlers behind the fork.
-    let window = std::mem::ManuallyDrop::new(Window(std::marker::PhantomData));
+    let window = ManuallyDrop::new(Window(std::marker::PhantomData));
     let _ = HELD.try_with(|held| {
         let leaving = Leaving::prepare(&window);
         held.borrow_mut().leaving = Some(leaving);
