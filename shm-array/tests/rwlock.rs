@@ -201,6 +201,16 @@ fn it_lives_in_a_static_and_moves_before_its_use() {
     assert_eq!(*boxed.write().unwrap(), 5);
 }
 
+#[test]
+fn it_may_cross_a_caught_panic() {
+    fn may<T: std::panic::UnwindSafe + std::panic::RefUnwindSafe>() {}
+    may::<RwLock<u32>>();
+    may::<shm_array::OnceLock<u32>>();
+    may::<shm_array::Barrier>();
+    may::<shm_array::Semaphore>();
+    may::<shm_array::Event>();
+}
+
 fn panic_with<G>(take: impl Fn() -> G) {
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let _guard = take();

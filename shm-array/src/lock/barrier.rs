@@ -322,7 +322,7 @@ impl<const MAX: usize> Barrier<MAX> {
     #[doc(hidden)]
     pub fn abandon(&self) {
         let me = Owner::here(self).expect("never in a model");
-        let arrived = self.line.wait(None, || self.arrive(me), || self.look_before());
+        let arrived = self.line.wait(None, || self.arrive(me), || self.look_before(me));
         assert!(arrived.is_some());
     }
 

@@ -26,6 +26,7 @@ use shm_core::sync::{AtomicU32, Ordering, UnsafeCell, ordering};
 use std::cell::Cell;
 use std::fmt;
 use std::mem::MaybeUninit;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::time::{Duration, Instant};
 
 /// Not done, and nobody runs it.
@@ -324,6 +325,10 @@ pub struct OnceLock<T> {
 unsafe impl<T: Send + Sync> Sync for OnceLock<T> {}
 // SAFETY: the value moves with it.
 unsafe impl<T: Send> Send for OnceLock<T> {}
+
+// As std's: a value is there as a whole, or not.
+impl<T: UnwindSafe> UnwindSafe for OnceLock<T> {}
+impl<T: UnwindSafe + RefUnwindSafe> RefUnwindSafe for OnceLock<T> {}
 
 impl<T> OnceLock<T> {
     const_in_memory! {
