@@ -146,6 +146,18 @@ fn open_descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").expect("procfs").count()
 }
 
+/// Waits until every thread of the process is stopped.
+fn wait_until_stopped(id: u32) {
+    let is_stopped = |task: std::io::Result<std::fs::DirEntry>| {
+        let stat = task.and_then(|task| std::fs::read_to_string(task.path().join("stat")));
+        // The state is behind the name in parentheses.
+        stat.is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')))
+    };
+    while !std::fs::read_dir(format!("/proc/{id}/task")).expect("procfs").all(is_stopped) {
+        std::thread::yield_now();
+    }
+}
+
 /// What became of a message with handles.
 #[track_caller]
 fn error(received: Result<Parcel, RecvError>) -> DecodeError {
@@ -276,6 +288,7 @@ fn the_handles_of_a_stopped_sender_wait_for_another_try() {
     let id: u32 = child.report().expect("a report");
     let pid = Pid::from_raw(i32::try_from(id).expect("a process id")).expect("a process id");
     kill_process(pid, Signal::STOP).expect("stopped");
+    wait_until_stopped(id);
     let stopped = error(there.recv());
     assert!(stopped.is_handle() && stopped.is_temporary(), "{stopped}");
     assert!(matches!(there.recv().expect("the queue goes on"), Parcel::Number(7)));
@@ -297,6 +310,7 @@ fn an_error_that_is_given_up_gives_the_handles_up() {
     let id: u32 = child.report().expect("a report");
     let pid = Pid::from_raw(i32::try_from(id).expect("a process id")).expect("a process id");
     kill_process(pid, Signal::STOP).expect("stopped");
+    wait_until_stopped(id);
     drop(error(there.recv()));
     kill_process(pid, Signal::CONT).expect("continued");
     assert!(is_let_go(&rx));

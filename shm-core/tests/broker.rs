@@ -76,6 +76,18 @@ impl Drop for Child {
     }
 }
 
+/// Waits until every thread of the process is stopped.
+fn wait_until_stopped(id: i32) {
+    let is_stopped = |task: std::io::Result<std::fs::DirEntry>| {
+        let stat = task.and_then(|task| std::fs::read_to_string(task.path().join("stat")));
+        // The state is behind the name in parentheses.
+        stat.is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')))
+    };
+    while !std::fs::read_dir(format!("/proc/{id}/task")).expect("procfs").all(is_stopped) {
+        std::thread::yield_now();
+    }
+}
+
 /// The reading and the writing end.
 fn pipe() -> (File, File) {
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("a pipe");
@@ -226,6 +238,7 @@ fn a_stopped_process_keeps_its_deposits_for_another_try() {
     from_child.read_exact(&mut bytes).expect("a claim");
     let claim = Claim::from_bytes(&bytes);
     child.signal(libc::SIGSTOP);
+    wait_until_stopped(child.0);
     let error = fetch(&claim).expect_err("it is stopped");
     assert!(matches!(error, FetchError::Silent(_)) && error.is_temporary());
     child.signal(libc::SIGCONT);
