@@ -1,22 +1,26 @@
 //! Making queues.
 
 use crate::codec::{Codec, Encoding, Postcard, Verbatim};
-use crate::end::End;
+use crate::bytes;
+use crate::end::{End, Shape};
 use crate::error::Error;
 use crate::ring::MAX_PAYLOAD;
-use crate::{PlainReceiver, PlainSender, Receiver, Sender};
+use crate::{BytesReceiver, BytesSender, PlainReceiver, PlainSender, Receiver, Sender};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shm_core::Plain;
 use std::marker::PhantomData;
 
-/// The longest message of a queue unless [`Builder::slot_bytes`] says otherwise.
+/// The longest message in a slot unless [`Builder::slot_bytes`] says otherwise.
 const DEFAULT_SLOT_BYTES: usize = 240;
 /// The capacity of a queue unless [`Builder::capacity`] says otherwise.
 const DEFAULT_CAPACITY: usize = 1024;
 
-/// Creates a queue of up to `capacity` messages of any serde type, of up to 240 bytes each; [`builder`] makes room
-/// for longer ones.
+/// The bytes of all messages outside of slots unless [`Builder::byte_budget`] says otherwise.
+const DEFAULT_BYTE_BUDGET: usize = 256 << 20;
+
+/// Creates a queue of up to `capacity` messages of any serde type. Those of up to 240 bytes lie in slots, longer ones in a
+/// budget of 256 MiB for all of them together; [`builder`] changes both.
 ///
 /// # Errors
 ///
@@ -59,7 +63,7 @@ pub fn bounded<T: Serialize + DeserializeOwned>(capacity: usize) -> Result<(Send
 /// # Ok(()) }
 /// ```
 pub fn bounded_plain<T: Plain>(capacity: usize) -> Result<(PlainSender<T>, PlainReceiver<T>), Error> {
-    create::<T, Verbatim>(capacity, size_of::<T>())
+    create::<T, Verbatim>(capacity, size_of::<T>(), 0)
 }
 
 /// Starts to describe a queue of messages of any serde type.
@@ -74,13 +78,19 @@ pub fn bounded_plain<T: Plain>(capacity: usize) -> Result<(PlainSender<T>, Plain
 /// # Ok(()) }
 /// ```
 pub fn builder<T: Serialize + DeserializeOwned>() -> Builder<T> {
-    Builder { capacity: DEFAULT_CAPACITY, slot_bytes: DEFAULT_SLOT_BYTES, _messages: PhantomData }
+    Builder {
+        capacity: DEFAULT_CAPACITY,
+        slot_bytes: DEFAULT_SLOT_BYTES,
+        byte_budget: DEFAULT_BYTE_BUDGET,
+        _messages: PhantomData,
+    }
 }
 
 /// Describes a queue; made by [`builder`].
 pub struct Builder<T> {
     capacity: usize,
     slot_bytes: usize,
+    byte_budget: usize,
     _messages: PhantomData<fn(T) -> T>,
 }
 
@@ -91,9 +101,30 @@ impl<T: Serialize + DeserializeOwned> Builder<T> {
         self
     }
 
-    /// How many bytes a message has at most; 240 if not set. The queue's memory is about capacity times this.
+    /// How many bytes a message has at most that lies in a slot, without a further step; 240 if not set. The queue's memory
+    /// is about capacity times this.
     pub fn slot_bytes(mut self, slot_bytes: usize) -> Self {
         self.slot_bytes = slot_bytes;
+        self
+    }
+
+    /// How many bytes all messages together have at most that do not fit a slot; 256 MiB if not set, rounded up to whole
+    /// chunks of 64 KiB, or a 4096th of it if that is more. Each such message takes whole chunks. Only what is used has memory
+    /// behind it, and what lies idle beyond 16 MiB, or an eighth of the budget, is given back. With 0, messages must fit a
+    /// slot.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (tx, _rx) = ipc_queue::builder::<String>().capacity(100).byte_budget(1 << 20).build()?;
+    /// tx.send("x".repeat(1_000_000))?;
+    /// assert!(tx.try_send("x".repeat(100_000)).unwrap_err().is_full());
+    /// assert!(tx.send("x".repeat(2_000_000)).unwrap_err().is_too_large());
+    /// # Ok(()) }
+    /// ```
+    pub fn byte_budget(mut self, byte_budget: usize) -> Self {
+        self.byte_budget = byte_budget;
         self
     }
 
@@ -108,7 +139,7 @@ impl<T: Serialize + DeserializeOwned> Builder<T> {
         if !(1..=limit).contains(&self.slot_bytes) {
             return Err(Error::slot_bytes(self.slot_bytes, limit));
         }
-        create::<T, Postcard>(self.capacity, self.slot_bytes)
+        create::<T, Postcard>(self.capacity, self.slot_bytes, self.byte_budget)
     }
 }
 
@@ -117,13 +148,81 @@ impl<T> std::fmt::Debug for Builder<T> {
         f.debug_struct("Builder")
             .field("capacity", &self.capacity)
             .field("slot_bytes", &self.slot_bytes)
+            .field("byte_budget", &self.byte_budget)
             .finish()
     }
 }
 
 type Ends<T, C> = (Sender<T, C>, Receiver<T, C>);
 
-fn create<T, C: Codec<T>>(capacity: usize, slot_bytes: usize) -> Result<Ends<T, C>, Error> {
-    let (sender, receiver) = End::pair::<T, C>(capacity, slot_bytes)?;
+fn create<T, C: Codec<T>>(capacity: usize, slot_bytes: usize, budget: usize) -> Result<Ends<T, C>, Error> {
+    let payload_len = C::payload_len(slot_bytes, budget);
+    let (sender, receiver) = End::pair(&Shape::of::<T, C>(), capacity, payload_len, budget)?;
     Ok((Sender::new(sender), Receiver::new(receiver)))
+}
+
+/// Creates a queue of up to `capacity` messages that are bytes, of 256 MiB together, written and read in place. Each takes
+/// at least a chunk of 64 KiB of the budget (and a page of memory); [`bytes_builder`] changes the budget.
+///
+/// # Errors
+///
+/// As [`bounded`].
+///
+/// # Across processes
+///
+/// As [`bounded`].
+///
+/// # Examples
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (tx, rx) = ipc_queue::bounded_bytes(16)?;
+/// let mut frame = tx.reserve(1 << 20)?;                // memory of the queue
+/// frame[..5].copy_from_slice(b"hello");
+/// frame.commit()?;
+/// let frame = rx.recv_ref()?;                          // the same memory
+/// assert_eq!((&frame[..5], frame.len()), (&b"hello"[..], 1 << 20));
+/// # Ok(()) }
+/// ```
+pub fn bounded_bytes(capacity: usize) -> Result<(BytesSender, BytesReceiver), Error> {
+    bytes_builder().capacity(capacity).build()
+}
+
+/// Starts to describe a queue of bytes.
+pub fn bytes_builder() -> BytesBuilder {
+    BytesBuilder { capacity: DEFAULT_CAPACITY, byte_budget: DEFAULT_BYTE_BUDGET }
+}
+
+/// Describes a queue of bytes; made by [`bytes_builder`].
+#[derive(Clone, Debug)]
+pub struct BytesBuilder {
+    capacity: usize,
+    byte_budget: usize,
+}
+
+impl BytesBuilder {
+    /// How many messages the queue holds at most; 1024 if not set.
+    pub fn capacity(mut self, capacity: usize) -> Self {
+        self.capacity = capacity;
+        self
+    }
+
+    /// How many bytes all messages together have at most; as [`Builder::byte_budget`], but not 0.
+    pub fn byte_budget(mut self, byte_budget: usize) -> Self {
+        self.byte_budget = byte_budget;
+        self
+    }
+
+    /// Creates the queue.
+    ///
+    /// # Errors
+    ///
+    /// As [`Builder::build`]; also a byte budget of 0.
+    pub fn build(self) -> Result<(BytesSender, BytesReceiver), Error> {
+        if self.byte_budget == 0 {
+            return Err(Error::byte_budget(0));
+        }
+        let (sender, receiver) = End::pair(&bytes::SHAPE, self.capacity, bytes::PAYLOAD, self.byte_budget)?;
+        Ok((BytesSender::new(sender), BytesReceiver::new(receiver)))
+    }
 }

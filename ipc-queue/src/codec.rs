@@ -9,6 +9,8 @@
 //! Verbatim   the value's bytes
 //! ```
 //!
+//! A message that is too long for a slot is copied into chunks (see [`bulk`](crate::bulk)), and the slot refers to them.
+//!
 //! Handles in a message need descriptors, which wait with the sender (see [`shm_core::broker`]): then the highest bit
 //! of the length is set, and the last bytes are the claim to the deposit. A value is first encoded as if it had no
 //! handles; one that has finds that out itself, and is encoded again.
@@ -19,6 +21,7 @@
 //! at most `limit` bytes long, and a length read from a slot is clamped to `limit`. Slots are aligned to 8 bytes.
 #![allow(unsafe_code)]
 
+use crate::bulk::{Bulky, Held, LARGE, PREFIX, Reference};
 use crate::error::{DecodeError, EncodeError};
 use crate::layout;
 use postcard::de_flavors;
@@ -53,7 +56,16 @@ pub enum Refusal {
     Encode(EncodeError),
 }
 
-/// The machinery of a codec. `limit` is the longest message of the queue at hand, as [`Encoding::limit`] gave it.
+/// The longest messages of a queue, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// In a slot: as [`Encoding::limit`] gave it.
+    pub slot: usize,
+    /// In chunks, if there are some.
+    pub message: usize,
+}
+
+/// The machinery of a codec. `limit` is the longest message in a slot of the queue at hand, as [`Encoding::limit`] gave it.
 pub trait Encoding<T> {
     /// Where a value is encoded.
     type Room;
@@ -66,8 +78,8 @@ pub trait Encoding<T> {
     /// What both ends must agree on.
     const LAYOUT: u64;
 
-    /// The payload of a slot that takes messages of up to `slot_bytes`.
-    fn payload_len(slot_bytes: usize) -> usize;
+    /// The payload of a slot that takes messages of up to `slot_bytes`, in a queue with such a byte budget.
+    fn payload_len(slot_bytes: usize, budget: usize) -> usize;
 
     /// The longest message that a slot with this payload takes; `None` if the payload is not one of this codec's.
     fn limit(payload_len: usize) -> Option<usize>;
@@ -76,7 +88,7 @@ pub trait Encoding<T> {
     fn room() -> Self::Room;
 
     /// Turns a value into a message; runs the user's code.
-    fn encode<'v>(value: &'v T, room: &'v mut Self::Room, limit: usize) -> Result<Self::Staged<'v>, Refusal>;
+    fn encode<'v>(value: &'v T, room: &'v mut Self::Room, limits: Limits) -> Result<Self::Staged<'v>, Refusal>;
 
     /// Copies a message into a slot.
     ///
@@ -94,6 +106,45 @@ pub trait Encoding<T> {
     {
         None
     }
+
+    /// The bytes of a message that does not fit a slot, and the flags for its slot's prefix.
+    #[inline(always)]
+    fn bulk<'m, 'v>(_message: &'m Self::Staged<'v>, _limit: usize) -> Option<(&'m [u8], u32)>
+    where
+        T: 'v,
+    {
+        None
+    }
+
+    /// Whether the loaded message has handles or lies in chunks.
+    #[inline(always)]
+    fn is_special(_message: &Self::Message) -> bool {
+        false
+    }
+
+    /// Whether the loaded message lies in chunks.
+    fn is_bulky(_message: &Self::Message) -> bool {
+        false
+    }
+
+    /// Where the loaded message lies, if it says that it lies in chunks.
+    fn reference(_message: &Self::Message) -> Option<Reference> {
+        None
+    }
+
+    /// Keeps the chunks in which the message lies.
+    fn set_bulky(_message: &mut Self::Message, _bulky: Option<Bulky>) {}
+
+    /// The chunks that were kept.
+    fn take_bulky(_message: &mut Self::Message) -> Option<Bulky> {
+        None
+    }
+
+    /// Copies the message out of chunks: it is then one with the limit of the queue's longest.
+    fn fetch(_message: &mut Self::Message, _held: &Held<'_>) {}
+
+    /// Forgets what [`Encoding::fetch`] has copied.
+    fn shed(_message: &mut Self::Message) {}
 
     /// Whether the loaded message has handles; then it is for [`Encoding::decode_parcel`].
     #[inline(always)]
@@ -135,7 +186,7 @@ impl<T: Plain> Encoding<T> for Verbatim {
     type Message = MaybeUninit<T>;
     const LAYOUT: u64 = layout::hash(&[layout::VERSION, 2, size_of::<T>() as u64]);
 
-    fn payload_len(_slot_bytes: usize) -> usize {
+    fn payload_len(_slot_bytes: usize, _budget: usize) -> usize {
         size_of::<T>()
     }
 
@@ -147,7 +198,7 @@ impl<T: Plain> Encoding<T> for Verbatim {
     fn room() {}
 
     #[inline(always)]
-    fn encode<'v>(value: &'v T, _room: &'v mut (), _limit: usize) -> Result<&'v T, Refusal> {
+    fn encode<'v>(value: &'v T, _room: &'v mut (), _limits: Limits) -> Result<&'v T, Refusal> {
         Ok(value)
     }
 
@@ -183,17 +234,17 @@ impl<T: Plain> Encoding<T> for Verbatim {
     }
 }
 
-/// Bytes before a postcard message in its slot.
-const PREFIX: usize = size_of::<u32>();
 /// In the prefix, beside the length: the message ends with a [`Claim`]. A length alone is never so large.
 const HANDLES: u32 = 1 << 31;
+/// What is not length in the prefix.
+const FLAGS: u32 = HANDLES | LARGE;
 /// Up to this limit messages are staged on the stack.
 const INLINE: usize = 256;
 
 /// A postcard message outside of its slot.
 #[derive(Debug)]
 pub struct Packet {
-    /// As encoded; or as read from the slot, unchecked and with [`HANDLES`].
+    /// As encoded; or as read from the slot, unchecked and with flags.
     len: usize,
     /// The first `len` bytes are initialised where the queue's limit is at most [`INLINE`].
     inline: [MaybeUninit<u8>; INLINE],
@@ -201,19 +252,21 @@ pub struct Packet {
     heap: Vec<u8>,
     /// Of a message to be sent: what belongs to the claim at its end.
     deposit: Option<Box<Deposit>>,
+    /// Of a message that was taken: the chunks in which it lies.
+    bulky: Option<Bulky>,
 }
 
 impl Packet {
     fn new(heap: Vec<u8>) -> Self {
-        Self { len: 0, inline: [MaybeUninit::uninit(); INLINE], heap, deposit: None }
+        Self { len: 0, inline: [MaybeUninit::uninit(); INLINE], heap, deposit: None, bulky: None }
     }
 
     /// Empties the packet for a message of up to `limit` bytes.
     #[inline(always)]
-    fn filler(&mut self, limit: usize) -> Filler<'_> {
+    fn filler(&mut self, limits: Limits) -> Filler<'_> {
         self.len = 0;
         self.heap.clear();
-        Filler { packet: self, limit }
+        Filler { packet: self, limits }
     }
 
     /// The message's bytes. The caller bounds `len`.
@@ -229,10 +282,27 @@ impl Packet {
     }
 }
 
-/// Writes what fits below `limit` and counts the rest, so that one pass knows both bytes and length.
+/// Writes what fits the queue and counts the rest, so that one pass knows both bytes and length.
 struct Filler<'p> {
     packet: &'p mut Packet,
-    limit: usize,
+    limits: Limits,
+}
+
+impl Filler<'_> {
+    /// More than a slot takes: goes on on the heap.
+    #[cold]
+    fn spill(&mut self, start: usize, bytes: &[u8]) {
+        let Limits { slot, message } = self.limits;
+        if start.saturating_add(bytes.len()) > message {
+            return;
+        }
+        if slot <= INLINE && start <= slot {
+            let inline = self.packet.inline[..start].as_ptr().cast();
+            // SAFETY: `try_extend` has initialised all bytes before `start`, while they fitted.
+            self.packet.heap.extend_from_slice(unsafe { std::slice::from_raw_parts(inline, start) });
+        }
+        self.packet.heap.extend_from_slice(bytes);
+    }
 }
 
 impl Flavor for Filler<'_> {
@@ -248,14 +318,16 @@ impl Flavor for Filler<'_> {
         let start = self.packet.len;
         let end = start.saturating_add(bytes.len());
         self.packet.len = end;
-        if end <= self.limit {
-            if self.limit <= INLINE {
+        if end <= self.limits.slot {
+            if self.limits.slot <= INLINE {
                 for (place, byte) in self.packet.inline[start..end].iter_mut().zip(bytes) {
                     place.write(*byte);
                 }
             } else {
                 self.packet.heap.extend_from_slice(bytes);
             }
+        } else {
+            self.spill(start, bytes);
         }
         Ok(())
     }
@@ -315,8 +387,9 @@ impl<T: Serialize + DeserializeOwned> Encoding<T> for Postcard {
     type Message = Packet;
     const LAYOUT: u64 = layout::hash(&[layout::VERSION, 1]);
 
-    fn payload_len(slot_bytes: usize) -> usize {
-        PREFIX.saturating_add(slot_bytes)
+    fn payload_len(slot_bytes: usize, budget: usize) -> usize {
+        // Where there are chunks, a slot must be able to refer to them.
+        PREFIX.saturating_add(if budget > 0 { slot_bytes.max(Reference::LEN) } else { slot_bytes })
     }
 
     fn limit(payload_len: usize) -> Option<usize> {
@@ -329,14 +402,14 @@ impl<T: Serialize + DeserializeOwned> Encoding<T> for Postcard {
     }
 
     #[inline]
-    fn encode<'v>(value: &'v T, packet: &'v mut Packet, limit: usize) -> Result<&'v Packet, Refusal> {
+    fn encode<'v>(value: &'v T, packet: &'v mut Packet, limits: Limits) -> Result<&'v Packet, Refusal> {
         if is_sending() || packet.deposit.is_some() {
-            return encode_apart(value, packet, limit);
+            return encode_apart(value, packet, limits);
         }
-        if postcard::serialize_with_flavor(value, packet.filler(limit)).is_err() {
-            return encode_apart(value, packet, limit);
+        if postcard::serialize_with_flavor(value, packet.filler(limits)).is_err() {
+            return encode_apart(value, packet, limits);
         }
-        if packet.len > limit {
+        if packet.len > limits.message {
             return Err(Refusal::TooLarge(packet.len));
         }
         Ok(packet)
@@ -384,7 +457,7 @@ impl<T: Serialize + DeserializeOwned> Encoding<T> for Postcard {
         unsafe {
             let prefix = slot.cast::<u32>().read_volatile();
             message.len = prefix as usize;
-            let len = ((prefix & !HANDLES) as usize).min(limit);
+            let len = ((prefix & !FLAGS) as usize).min(limit);
             let from = slot.add(PREFIX);
             if limit <= INLINE {
                 message.inline.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(from, len);
@@ -414,6 +487,55 @@ impl<T: Serialize + DeserializeOwned> Encoding<T> for Postcard {
         T: 'v,
     {
         message.deposit.as_deref()
+    }
+
+    #[inline(always)]
+    fn bulk<'m, 'v>(message: &'m &'v Packet, limit: usize) -> Option<(&'m [u8], u32)>
+    where
+        T: 'v,
+    {
+        (message.len > limit)
+            .then(|| (&message.heap[..], if message.deposit.is_some() { HANDLES } else { 0 }))
+    }
+
+    #[inline(always)]
+    fn is_special(message: &Packet) -> bool {
+        message.len & FLAGS as usize != 0
+    }
+
+    fn is_bulky(message: &Packet) -> bool {
+        message.len & LARGE as usize != 0
+    }
+
+    fn reference(message: &Packet) -> Option<Reference> {
+        let len = message.len & !(FLAGS as usize);
+        if message.len & LARGE as usize == 0 || len != Reference::LEN {
+            return None;
+        }
+        let bytes = if message.heap.is_empty() {
+            // SAFETY: a slot that takes references has so many bytes, and `load` has copied them here or there.
+            unsafe { std::slice::from_raw_parts(message.inline.as_ptr().cast(), len) }
+        } else {
+            &message.heap[..]
+        };
+        Reference::read(bytes)
+    }
+
+    fn set_bulky(message: &mut Packet, bulky: Option<Bulky>) {
+        message.bulky = bulky;
+    }
+
+    fn take_bulky(message: &mut Packet) -> Option<Bulky> {
+        message.bulky.take()
+    }
+
+    fn fetch(message: &mut Packet, held: &Held<'_>) {
+        message.heap = held.copy();
+        message.len = message.heap.len() | message.len & HANDLES as usize;
+    }
+
+    fn shed(message: &mut Packet) {
+        message.heap = Vec::new();
     }
 
     #[inline(always)]
@@ -469,23 +591,23 @@ fn decode_with<T: DeserializeOwned>(bytes: &[u8], descriptors: Vec<OwnedFd>) -> 
 fn encode_apart<'v, T: Serialize>(
     value: &T,
     packet: &'v mut Packet,
-    limit: usize,
+    limits: Limits,
 ) -> Result<&'v Packet, Refusal> {
     packet.deposit = None;
     let session = SendSession::begin();
-    let filled = postcard::serialize_with_flavor(value, Apart(packet.filler(limit)));
+    let filled = postcard::serialize_with_flavor(value, Apart(packet.filler(limits)));
     filled.map_err(|error| Refusal::Encode(EncodeError::codec(error)))?;
     let descriptors = session.finish();
     let claim_len = if descriptors.is_empty() { 0 } else { Claim::LEN };
     let len = packet.len.saturating_add(claim_len);
-    if len > limit {
+    if len > limits.message {
         return Err(Refusal::TooLarge(len));
     }
     if !descriptors.is_empty() {
         let deposit = broker::deposit(descriptors);
         let deposit = deposit.map_err(|error| Refusal::Encode(EncodeError::handle(error)))?;
         let claim = deposit.claim().to_bytes();
-        let added = Filler { packet, limit }.try_extend(&claim);
+        let added = Filler { packet, limits }.try_extend(&claim);
         added.map_err(|error| Refusal::Encode(EncodeError::codec(error)))?;
         packet.deposit = Some(Box::new(deposit));
     }

@@ -50,7 +50,7 @@ pub(crate) fn is_gone(segment: &Segment, control: &Control, side: Side) -> bool 
         }
         if control.epoch() == epoch {
             control.set_gone(side);
-            control.sleeps(side.other()).notify_all();
+            control.wake_all(side.other());
             return true;
         }
     }

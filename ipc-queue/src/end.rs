@@ -8,9 +8,10 @@
 //! * Geometry is read from shared memory once, checked against the mapping's length, and kept.
 #![allow(unsafe_code)]
 
-use crate::codec::Codec;
-use crate::error::Error;
-use crate::layout::{Control, KIND, RING_START, Side};
+use crate::bulk::{self, Bulk};
+use crate::codec::{Codec, Limits};
+use crate::error::{Error, Failure};
+use crate::layout::{Control, KIND, Placement, RING_START, Side};
 use crate::ring::{Claim, Cursor, Layout, PopError, PushError, Ring};
 use crate::{disconnect, travel};
 use shm_core::SegmentError;
@@ -31,8 +32,12 @@ pub(crate) struct End {
     /// Points into the segment below.
     control: NonNull<Control>,
     side: Side,
-    /// The longest message, as the codec counts.
+    /// Where messages lie that do not fit a slot, if the queue takes such.
+    pub(crate) bulk: Option<Bulk>,
+    /// The longest message that fits a slot, as the codec counts.
     limit: usize,
+    /// The longest message.
+    pub(crate) longest: usize,
     /// This side's ticket.
     cursor: Cursor,
     /// Where the other side was seen last; for `len`.
@@ -59,6 +64,8 @@ pub(crate) enum Miss {
     Nothing,
     /// Full or empty, unless the owner of this claim is dead.
     Claimed(Claim),
+    /// Too few chunks are free.
+    Scarce,
     Exhausted,
 }
 
@@ -82,11 +89,28 @@ impl From<PopError> for Miss {
     }
 }
 
-/// The control block and ring of a segment, checked against its length.
-struct Body {
+/// What both ends of a queue must agree on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    pub(crate) layout: u64,
+    /// The longest message that a slot with such a payload takes; `None` if no slot has it.
+    pub(crate) limit: fn(usize) -> Option<usize>,
+}
+
+impl Shape {
+    pub(crate) fn of<T, C: Codec<T>>() -> Self {
+        Self { layout: C::LAYOUT, limit: C::limit }
+    }
+}
+
+/// The control block, ring and chunks of a segment, checked against its length.
+pub(crate) struct Body {
     control: NonNull<Control>,
-    ring: Ring<'static>,
+    pub(crate) ring: Ring<'static>,
     layout: Layout,
+    pub(crate) bulk: Option<Bulk>,
+    /// Bytes of all chunks.
+    budget: usize,
 }
 
 impl Body {
@@ -101,13 +125,18 @@ impl Body {
         // SAFETY: the body is page-aligned and long enough; a control block consists of atomics.
         let (capacity, payload_len) = unsafe { control.as_ref() }.geometry();
         let layout = Layout::new(capacity.try_into().ok()?, payload_len.try_into().ok()?).ok()?;
-        if layout.len_bytes() > segment.body_len() - RING_START {
+        // SAFETY: as above.
+        let (count, chunk_len) = unsafe { control.as_ref() }.chunk_geometry();
+        let ring_end = RING_START.checked_add(layout.len_bytes())?;
+        let place = Placement::new(ring_end, count.try_into().ok()?, chunk_len.try_into().ok()?)?;
+        if place.end > segment.body_len() {
             return None;
         }
+        let bulk = (place.count > 0).then(|| Bulk::new(segment.body(), place));
         // SAFETY: the ring fits into the body behind the control block, 64-aligned; every process that attaches
         // reads the same geometry, and one that changed it would break only messages.
         let ring = unsafe { Ring::attach(segment.body().add(RING_START), layout) };
-        Some(Self { control, ring, layout })
+        Some(Self { control, ring, layout, bulk, budget: place.len_bytes() })
     }
 }
 
@@ -120,6 +149,7 @@ fn sweep(segment: &Segment, dead: u16) -> bool {
     let control = unsafe { body.control.as_ref() };
     body.ring.recover_owner(dead);
     shm_core::crash_point!("queue.sweep.recovered");
+    bulk::sweep(&body, control, dead);
     for side in [Side::Sender, Side::Receiver] {
         control.count(dead, side).store(0, Ordering::SeqCst);
     }
@@ -127,7 +157,7 @@ fn sweep(segment: &Segment, dead: u16) -> bool {
     shm_core::crash_point!("queue.sweep.uncounted");
     for side in [Side::Sender, Side::Receiver] {
         disconnect::is_gone(segment, control, side);
-        control.sleeps(side).notify_all();
+        control.wake_all(side);
     }
     true
 }
@@ -150,16 +180,22 @@ fn spec(layout_hash: u64, body_len: usize) -> Spec {
 }
 
 impl End {
-    /// Creates a queue and its first two ends.
-    pub(crate) fn pair<T, C: Codec<T>>(capacity: usize, slot_bytes: usize) -> Result<(Self, Self), Error> {
-        let layout = Layout::new(capacity, C::payload_len(slot_bytes))?;
+    /// Creates a queue and its first two ends, with chunks of `budget` bytes in all.
+    pub(crate) fn pair(
+        shape: &Shape,
+        capacity: usize,
+        payload_len: usize,
+        budget: usize,
+    ) -> Result<(Self, Self), Error> {
+        let layout = Layout::new(capacity, payload_len)?;
         // Both numbers are far below usize::MAX: see the ring's limits.
-        let body_len = RING_START + layout.len_bytes();
-        let segment = Segment::create(&spec(C::LAYOUT, body_len), |body| {
+        let ring_end = RING_START + layout.len_bytes();
+        let place = Placement::for_budget(ring_end, budget).ok_or(Error::byte_budget(budget))?;
+        let segment = Segment::create_sparse(&spec(shape.layout, place.end), place.chunks, |body| {
             // SAFETY: the body is page-aligned, zeroed and long enough; zeroes are a valid control block.
-            unsafe { body.cast::<Control>().as_ref() }.set_geometry(&layout);
+            unsafe { body.cast::<Control>().as_ref() }.set_geometry(&layout, &place);
         })?;
-        let limit = C::limit(layout.payload_len()).expect("the codec chose the payload");
+        let limit = (shape.limit)(layout.payload_len()).expect("the codec chose the payload");
         let body = Body::of(&segment).expect("the geometry was just written");
         Ok((
             Self::new(&segment, &body, Side::Sender, limit),
@@ -168,13 +204,18 @@ impl End {
     }
 
     /// Attaches to the queue behind a descriptor and counts a handle of `side`.
-    pub(crate) fn attach<T, C: Codec<T>>(
+    pub(crate) fn attach(
         descriptor: BorrowedFd<'_>,
+        shape: &Shape,
         side: Side,
     ) -> Result<Self, travel::Refused> {
-        let segment = Segment::attach(descriptor, &spec(C::LAYOUT, RING_START + 1))?;
+        let segment = Segment::attach(descriptor, &spec(shape.layout, RING_START + 1))?;
         let body = Body::of(&segment).ok_or(travel::Refused::Geometry)?;
-        let limit = C::limit(body.layout.payload_len()).ok_or(travel::Refused::Geometry)?;
+        let payload_len = body.layout.payload_len();
+        let limit = (shape.limit)(payload_len).ok_or(travel::Refused::Geometry)?;
+        if body.bulk.is_some() && payload_len < bulk::PREFIX + bulk::Reference::LEN {
+            return Err(travel::Refused::Geometry);
+        }
         Ok(Self::new(&segment, &body, side, limit))
     }
 
@@ -183,7 +224,9 @@ impl End {
             ring: body.ring,
             control: body.control,
             side,
+            bulk: body.bulk,
             limit,
+            longest: limit.max(body.budget),
             cursor: Cursor::new(),
             far: Cursor::new(),
             pace: Pace::new(),
@@ -235,6 +278,20 @@ impl End {
         self.limit
     }
 
+    #[inline(always)]
+    pub(crate) fn limits(&self) -> Limits {
+        Limits { slot: self.limit, message: self.longest }
+    }
+
+    #[inline(always)]
+    pub(crate) fn ring(&self) -> &Ring<'static> {
+        &self.ring
+    }
+
+    pub(crate) fn cursor(&self) -> &Cursor {
+        &self.cursor
+    }
+
     pub(crate) fn segment(&self) -> &Segment {
         &self.segment
     }
@@ -248,6 +305,18 @@ impl End {
     /// Ring, control block, and the segment that they need to live as long as they are used.
     pub(crate) fn parts(&self) -> (Ring<'static>, NonNull<Control>, Arc<Segment>) {
         (self.ring, self.control, Arc::clone(&self.segment))
+    }
+
+    /// Whether sending makes sense at all. One load each.
+    #[inline(always)]
+    pub(crate) fn ready_to_send(&self) -> Result<(), Failure> {
+        if self.check().is_err() {
+            return Err(Failure::Forked);
+        }
+        if self.control().is_gone(Side::Receiver) {
+            return Err(Failure::Disconnected);
+        }
+        Ok(())
     }
 
     /// This side's next ticket.
@@ -305,8 +374,8 @@ impl End {
         let read = |slot| {
             // SAFETY: the slot is claimed for reading, and its payload is the one that `limit` came from; there is room.
             unsafe { C::load(message, slot, self.limit) };
-            if C::has_handles(message) {
-                self.take_in_hand();
+            if C::is_special(message) {
+                self.take_special::<T, C>(message);
             }
         };
         Ok(self.ring.try_pop(&self.cursor, self.me(), read)?)
@@ -330,11 +399,22 @@ impl End {
             let message = unsafe { messages.get_unchecked_mut(i) };
             // SAFETY: as in `pop`.
             unsafe { C::load(message, slot, self.limit) };
-            if C::has_handles(message) {
-                self.take_in_hand();
+            if C::is_special(message) {
+                self.take_special::<T, C>(message);
             }
         };
         Ok(self.ring.try_pop_batch(&self.cursor, self.me(), max, read)?)
+    }
+
+    /// What comes with a message that is being taken. Before its slot is released.
+    #[cold]
+    fn take_special<T, C: Codec<T>>(&self, message: &mut C::Message) {
+        if let Some(reference) = self.bulk.and_then(|_| C::reference(message)) {
+            C::set_bulky(message, self.take_bulky(reference));
+        }
+        if C::has_handles(message) {
+            self.take_in_hand();
+        }
     }
 
     /// Repairs what a dead owner left. Returns whether it was dead, so that looking again may pay.
@@ -346,8 +426,8 @@ impl End {
         self.ring.recover(claim);
         self.segment.sweep();
         // Somebody else may sleep over what the dead one held.
-        self.control().not_empty.0.notify_all();
-        self.control().not_full.0.notify_all();
+        self.control().wake_all(Side::Receiver);
+        self.control().wake_all(Side::Sender);
         true
     }
 
@@ -384,7 +464,9 @@ impl Clone for End {
             ring: self.ring,
             control: self.control,
             side: self.side,
+            bulk: self.bulk,
             limit: self.limit,
+            longest: self.longest,
             cursor: self.cursor.clone(),
             far: self.far.clone(),
             pace: Pace::new(),

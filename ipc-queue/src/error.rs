@@ -31,12 +31,26 @@ pub struct Error(Box<Kind>);
 enum Kind {
     Layout(LayoutError),
     SlotBytes { asked: usize, limit: usize },
+    ByteBudget(usize),
     Segment(SegmentError),
 }
 
 impl Error {
     pub(crate) fn slot_bytes(asked: usize, limit: usize) -> Self {
         Self(Box::new(Kind::SlotBytes { asked, limit }))
+    }
+
+    pub(crate) fn byte_budget(asked: usize) -> Self {
+        Self(Box::new(Kind::ByteBudget(asked)))
+    }
+
+    /// The byte budget is more than an address space, or none where there must be one.
+    pub fn is_byte_budget(&self) -> bool {
+        match &*self.0 {
+            Kind::ByteBudget(_) => true,
+            Kind::Segment(error) => error.is_too_large(),
+            _ => false,
+        }
     }
 
     /// The capacity is zero or beyond the limit.
@@ -90,6 +104,7 @@ impl fmt::Display for Error {
             Kind::SlotBytes { asked, limit } => {
                 write!(f, "slots of {asked} bytes are not between 1 and {limit}")
             }
+            Kind::ByteBudget(asked) => write!(f, "a byte budget of {asked} bytes cannot be had"),
             Kind::Segment(error) => write!(f, "the queue's shared memory cannot be set up: {error}"),
         }
     }
@@ -184,6 +199,8 @@ enum DecodeReason {
     },
     /// Too short for the claim that it should end with.
     NoClaim,
+    /// Its slot does not say where it lies.
+    Reference,
     Handles(Box<Missing>),
 }
 
@@ -215,6 +232,10 @@ impl DecodeError {
 
     pub(crate) fn no_claim(bytes: &[u8]) -> Self {
         Self::new(bytes, DecodeReason::NoClaim)
+    }
+
+    pub(crate) fn reference() -> Self {
+        Self::new(&[], DecodeReason::Reference)
     }
 
     pub(crate) fn handles(bytes: &[u8], claim: Claim, error: FetchError) -> Self {
@@ -293,6 +314,7 @@ impl fmt::Display for DecodeError {
                 write!(f, "a message claims {len} bytes where a slot has {limit}")
             }
             DecodeReason::NoClaim => write!(f, "a message of {len} bytes is too short to have handles"),
+            DecodeReason::Reference => f.write_str("a message refers to memory that is not a message's"),
             DecodeReason::Handles(missing) => {
                 write!(f, "the handles in a message of {len} bytes cannot be fetched: {}", missing.error)
             }

@@ -1,18 +1,22 @@
 //! The body of a queue's segment.
 //!
 //! ```text
-//! 0      geometry    capacity, payload bytes of a slot     written once, before anybody else can attach
+//! 0      geometry    capacity, payload bytes of a slot, chunks and their length: written once, before anybody else can attach
 //! 128    gone        which sides nobody holds any more; the epoch of handles that travelled
 //! 256    not_empty   where receivers sleep
 //! 384    not_full    where senders sleep
-//! 512    counts      per participant: how many senders and receivers its process holds, and how many messages with
+//! 512    freed       where senders sleep that wait for chunks; how often some were freed; pages with memory behind them
+//! 640    counts      per participant: how many senders and receivers its process holds, and how many messages with
 //!                    handles it has in hand
-//! 12800  ring        slots
+//! 12928  ring        slots
+//! ...    tables      per chunk: word, tag, how many of its first pages have memory behind them
+//! ...    chunks      page-aligned; memory is put behind them when they are used
 //! ```
 //!
 //! Lines that different parties write lie 128 bytes apart: processors fetch cache lines in pairs.
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
+use crate::chunks::MAX_CHUNKS;
 use crate::ring::Layout;
 use shm_core::segment::MAX_PARTICIPANTS;
 use shm_core::sync::{AtomicU32, AtomicU64, Ordering};
@@ -22,7 +26,7 @@ use std::mem::offset_of;
 /// What a segment of this crate says it is.
 pub(crate) const KIND: u32 = u32::from_le_bytes(*b"ipcq");
 /// Changes whenever bodies of old and new programs would misunderstand each other.
-pub(crate) const VERSION: u64 = 2;
+pub(crate) const VERSION: u64 = 3;
 /// Where the ring starts in the body.
 pub(crate) const RING_START: usize = size_of::<Control>();
 
@@ -41,6 +45,52 @@ pub(crate) const fn hash(numbers: &[u64]) -> u64 {
         rest = others;
     }
     hash
+}
+
+/// What a page of memory is, for chunks: a power of two.
+pub(crate) const PAGE: usize = 4096;
+/// The shortest chunk.
+const MIN_CHUNK: usize = 64 << 10;
+/// How many chunks a budget is cut into, if they are not the shortest.
+const CHUNKS: usize = 4096;
+
+/// Where the chunks of a queue lie: offsets in its body.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Placement {
+    pub(crate) count: usize,
+    pub(crate) chunk_len: usize,
+    /// Words, then tags, then counts of pages.
+    pub(crate) tables: usize,
+    pub(crate) chunks: usize,
+    pub(crate) end: usize,
+}
+
+impl Placement {
+    /// Chunks for so many bytes behind a ring that ends at `ring_end`; `None` if they do not fit into an address space.
+    pub(crate) fn for_budget(ring_end: usize, budget: usize) -> Option<Self> {
+        let share = budget.div_ceil(CHUNKS).checked_next_power_of_two()?;
+        let chunk_len = share.max(MIN_CHUNK);
+        Self::new(ring_end, budget.div_ceil(chunk_len), chunk_len)
+    }
+
+    /// So many chunks of such a length; `None` if they do not fit into an address space, or are not as anybody makes them.
+    pub(crate) fn new(ring_end: usize, count: usize, chunk_len: usize) -> Option<Self> {
+        if !chunk_len.is_power_of_two() || chunk_len < MIN_CHUNK || count >= MAX_CHUNKS {
+            return None;
+        }
+        let tables = ring_end.checked_next_multiple_of(128)?;
+        let entries = count.checked_mul(size_of::<[u64; 2]>().checked_add(size_of::<u32>())?)?;
+        let tables_end = tables.checked_add(entries)?;
+        // A queue without chunks ends with its ring.
+        let chunks = if count == 0 { ring_end } else { tables_end.checked_next_multiple_of(PAGE)? };
+        let end = chunks.checked_add(count.checked_mul(chunk_len)?)?;
+        Some(Self { count, chunk_len, tables, chunks, end })
+    }
+
+    /// All bytes of all chunks.
+    pub(crate) fn len_bytes(&self) -> usize {
+        self.end.saturating_sub(self.chunks)
+    }
 }
 
 /// One of the two ends of a queue.
@@ -78,9 +128,12 @@ impl Side {
 pub(crate) struct Control {
     capacity: AtomicU64,
     payload_len: AtomicU64,
+    chunks: AtomicU64,
+    chunk_len: AtomicU64,
     gone: Line<Gone>,
     pub(crate) not_empty: Line<WaitLine>,
     pub(crate) not_full: Line<WaitLine>,
+    pub(crate) freed: Line<Freed>,
     counts: [Counts; MAX_PARTICIPANTS as usize + 1],
 }
 
@@ -98,6 +151,18 @@ struct Gone {
     epoch: AtomicU64,
 }
 
+/// The waiting for chunks.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Freed {
+    /// Where senders sleep that found too few.
+    pub(crate) line: WaitLine,
+    /// Steps whenever some were freed, so that whoever polls need not look at all of them.
+    pub(crate) count: AtomicU32,
+    /// Pages of all chunks that have memory behind them: about, because processes die between doing and counting.
+    pub(crate) resident: AtomicU64,
+}
+
 /// What one participant's process holds.
 #[derive(Debug)]
 #[repr(C)]
@@ -110,16 +175,39 @@ struct Counts {
 
 impl Control {
     /// Writes the geometry; for the creator, before anybody else can see the segment.
-    pub(crate) fn set_geometry(&self, layout: &Layout) {
+    pub(crate) fn set_geometry(&self, layout: &Layout, chunks: &Placement) {
         // Relaxed: the segment's publication orders it.
         self.capacity.store(layout.capacity() as u64, Ordering::Relaxed);
         self.payload_len.store(layout.payload_len() as u64, Ordering::Relaxed);
+        self.chunks.store(chunks.count as u64, Ordering::Relaxed);
+        self.chunk_len.store(chunks.chunk_len as u64, Ordering::Relaxed);
     }
 
     /// Capacity and payload length as shared memory has them: unchecked, to be read once.
     pub(crate) fn geometry(&self) -> (u64, u64) {
         // Relaxed: written before the segment was published.
         (self.capacity.load(Ordering::Relaxed), self.payload_len.load(Ordering::Relaxed))
+    }
+
+    /// Number and length of the chunks, likewise.
+    pub(crate) fn chunk_geometry(&self) -> (u64, u64) {
+        // Relaxed: as above.
+        (self.chunks.load(Ordering::Relaxed), self.chunk_len.load(Ordering::Relaxed))
+    }
+
+    /// Wakes everybody who sleeps on this side.
+    pub(crate) fn wake_all(&self, side: Side) {
+        self.sleeps(side).notify_all();
+        if side == Side::Sender {
+            self.freed.0.line.notify_all();
+        }
+    }
+
+    /// Some chunks were freed: wakes whoever waits for some, all of them, because they want different numbers.
+    pub(crate) fn note_freed(&self) {
+        // SYNC chunk-count: behind the words; pairs with the look in `End::claim_run`. Before the look at the sleepers.
+        self.freed.0.count.fetch_add(1, Ordering::Release);
+        self.freed.0.line.notify_all();
     }
 
     /// Whether nobody holds this side any more, as far as anybody has found out.
@@ -174,6 +262,7 @@ const _: () = {
     assert!(offset_of!(Control, gone) == 128);
     assert!(offset_of!(Control, not_empty) == 256);
     assert!(offset_of!(Control, not_full) == 384);
-    assert!(offset_of!(Control, counts) == 512);
-    assert!(RING_START == 12800 && RING_START % 64 == 0);
+    assert!(offset_of!(Control, freed) == 512);
+    assert!(offset_of!(Control, counts) == 640);
+    assert!(RING_START == 12928 && RING_START % 64 == 0);
 };

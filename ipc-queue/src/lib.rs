@@ -7,6 +7,7 @@
 //! | `Sender`, `Receiver` | values, codecs, errors |
 //! | waiting | the ring gave nothing: poll, sleep, look after the peers |
 //! | disconnect | who holds which side, and what is on its way |
+//! | bulk | chunks of memory for what does not fit a slot |
 //! | [`ring`] | slots that carry their owner; no shared head or tail |
 //! | `shm_core::segment` | shared memory, participants, who is dead |
 #![deny(unsafe_code)]
@@ -14,6 +15,12 @@
 
 #[cfg(not(loom))]
 mod builder;
+#[cfg(not(loom))]
+mod bulk;
+#[cfg(not(loom))]
+mod bytes;
+#[doc(hidden)]
+pub mod chunks;
 #[cfg(not(loom))]
 mod codec;
 #[cfg(not(loom))]
@@ -41,7 +48,10 @@ pub use handles::*;
 
 #[cfg(not(loom))]
 mod handles {
-    pub use crate::builder::{Builder, bounded, bounded_plain, builder};
+    pub use crate::builder::{
+        Builder, BytesBuilder, bounded, bounded_bytes, bounded_plain, builder, bytes_builder,
+    };
+    pub use crate::bytes::{BytesReceiver, BytesRef, BytesSender, Grant};
     pub use crate::codec::{Codec, Postcard, Verbatim};
     pub use crate::error::{
         DecodeError, EncodeError, Error, RecvBatchError, RecvError, RecvTimeoutError, SendBatchError,

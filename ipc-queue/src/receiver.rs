@@ -1,7 +1,7 @@
 //! The receiving end.
 
 use crate::codec::{Codec, Postcard, Verbatim, redeem};
-use crate::end::End;
+use crate::end::{End, Shape};
 use crate::error::{DecodeError, Dry, RecvBatchError, RecvError, RecvTimeoutError, TryRecvError};
 use crate::layout::Side;
 use crate::ring::MAX_SPAN;
@@ -57,9 +57,9 @@ pub struct Receiver<T, C = Postcard> {
 pub type PlainReceiver<T> = Receiver<T, Verbatim>;
 
 /// The two ways of not receiving: patience ran out (`None`), or worse.
-type Nothing = Option<Dry>;
+pub(crate) type Nothing = Option<Dry>;
 
-fn nothing(stop: Stop) -> Nothing {
+pub(crate) fn nothing(stop: Stop) -> Nothing {
     match stop {
         Stop::Late => None,
         Stop::Disconnected => Some(Dry::Disconnected),
@@ -106,7 +106,7 @@ impl<T, C: Codec<T>> Receiver<T, C> {
         let mut message = C::blank();
         loop {
             match self.take(&mut message, Patience::Forever) {
-                Ok(()) => return self.open(&message).map_err(RecvError::from),
+                Ok(()) => return self.open(&mut message).map_err(RecvError::from),
                 Err(stop) => {
                     if let Some(dry) = nothing(stop) {
                         return Err(dry.into());
@@ -143,7 +143,7 @@ impl<T, C: Codec<T>> Receiver<T, C> {
     pub fn try_recv(&self) -> Result<T, TryRecvError> {
         let mut message = C::blank();
         match self.take(&mut message, Patience::None) {
-            Ok(()) => self.open(&message).map_err(TryRecvError::from),
+            Ok(()) => self.open(&mut message).map_err(TryRecvError::from),
             Err(stop) => Err(nothing(stop).map_or(TryRecvError::Empty, TryRecvError::from)),
         }
     }
@@ -179,7 +179,7 @@ impl<T, C: Codec<T>> Receiver<T, C> {
     fn recv_patiently(&self, patience: Patience) -> Result<T, RecvTimeoutError> {
         let mut message = C::blank();
         match self.take(&mut message, patience) {
-            Ok(()) => self.open(&message).map_err(RecvTimeoutError::from),
+            Ok(()) => self.open(&mut message).map_err(RecvTimeoutError::from),
             Err(stop) => Err(nothing(stop).map_or(RecvTimeoutError::Timeout, RecvTimeoutError::from)),
         }
     }
@@ -274,18 +274,29 @@ impl<T, C: Codec<T>> Receiver<T, C> {
 
     /// Decodes a message that was taken.
     #[inline(always)]
-    fn open(&self, message: &C::Message) -> Result<T, DecodeError> {
-        if C::has_handles(message) {
-            return self.open_parcel(message);
+    fn open(&self, message: &mut C::Message) -> Result<T, DecodeError> {
+        if C::is_special(message) {
+            return self.open_special(message);
         }
         C::decode(message, self.end.limit())
     }
 
-    /// Decodes a message with handles, for which [`End::take_in_hand`] has counted.
+    /// Decodes a message that lies in chunks, or has handles, for which [`End::take_in_hand`] has counted.
     #[cold]
-    fn open_parcel(&self, message: &C::Message) -> Result<T, DecodeError> {
-        let hand = self.end.hand();
-        C::decode_parcel(message, self.end.limit()).map_err(|error| error.with_hand(Some(hand)))
+    fn open_special(&self, message: &mut C::Message) -> Result<T, DecodeError> {
+        let hand = C::has_handles(message).then(|| self.end.hand());
+        let mut limit = self.end.limit();
+        if C::is_bulky(message) {
+            let bulky = C::take_bulky(message).ok_or_else(DecodeError::reference)?;
+            C::fetch(message, &self.end.hold(bulky));
+            limit = self.end.longest();
+        }
+        let value = match hand {
+            None => C::decode(message, limit),
+            Some(hand) => C::decode_parcel(message, limit).map_err(|error| error.with_hand(Some(hand))),
+        };
+        C::shed(message);
+        value
     }
 
     /// Up to `max` messages; `None` if patience ran out before the first.
@@ -311,13 +322,14 @@ impl<T, C: Codec<T>> Receiver<T, C> {
                 Ok(taken) => taken,
             };
             self.end.done(taken);
-            let unopened = Unopened::<T, C> { end: &self.end, messages: &messages[..taken] };
-            for message in unopened {
+            let mut unopened = Unopened::<T, C> { end: &self.end, messages: &mut messages[..taken] };
+            while let Some(message) = unopened.next() {
                 match self.open(message) {
                     Ok(value) => received.push(value),
                     Err(error) => failed.push(error),
                 }
             }
+            drop(unopened);
             if taken < messages.len() {
                 break;
             }
@@ -378,15 +390,13 @@ impl<T: Serialize + DeserializeOwned> Receiver<T> {
 /// Messages that were taken and not decoded yet.
 struct Unopened<'a, T, C: Codec<T>> {
     end: &'a End,
-    messages: &'a [C::Message],
+    messages: &'a mut [C::Message],
 }
 
-impl<'a, T, C: Codec<T>> Iterator for Unopened<'a, T, C> {
-    type Item = &'a C::Message;
-
+impl<'a, T, C: Codec<T>> Unopened<'a, T, C> {
     #[inline(always)]
-    fn next(&mut self) -> Option<Self::Item> {
-        let (first, rest) = self.messages.split_first()?;
+    fn next(&mut self) -> Option<&'a mut C::Message> {
+        let (first, rest) = std::mem::take(&mut self.messages).split_first_mut()?;
         self.messages = rest;
         Some(first)
     }
@@ -395,8 +405,13 @@ impl<'a, T, C: Codec<T>> Iterator for Unopened<'a, T, C> {
 impl<T, C: Codec<T>> Drop for Unopened<'_, T, C> {
     fn drop(&mut self) {
         // There are some only if decoding another one has panicked.
-        for _ in self.messages.iter().filter(|message| C::has_handles(message)) {
-            drop(self.end.hand());
+        while let Some(message) = self.next() {
+            if C::has_handles(message) {
+                drop(self.end.hand());
+            }
+            if let Some(bulky) = C::take_bulky(message) {
+                drop(self.end.hold(bulky));
+            }
         }
     }
 }
@@ -423,7 +438,7 @@ impl<T, C> Receiver<T, C> {
         self.end.capacity()
     }
 
-    /// The longest message in bytes.
+    /// The longest message in bytes: what a slot takes, or all of the byte budget.
     ///
     /// # Examples
     ///
@@ -434,7 +449,7 @@ impl<T, C> Receiver<T, C> {
     /// # Ok(()) }
     /// ```
     pub fn max_message_len(&self) -> usize {
-        self.end.limit()
+        self.end.longest()
     }
 }
 
@@ -452,13 +467,13 @@ impl<T, C> fmt::Debug for Receiver<T, C> {
 
 impl<T, C: Codec<T>> Serialize for Receiver<T, C> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.end.serialize::<T, C, S>(serializer)
+        self.end.serialize(&Shape::of::<T, C>(), serializer)
     }
 }
 
 impl<'de, T, C: Codec<T>> Deserialize<'de> for Receiver<T, C> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        End::deserialize::<T, C, D>(deserializer, Side::Receiver).map(Self::new)
+        End::deserialize(deserializer, &Shape::of::<T, C>(), Side::Receiver).map(Self::new)
     }
 }
 

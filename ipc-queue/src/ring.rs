@@ -229,10 +229,25 @@ impl<'m> Ring<'m> {
     /// A message whose push has returned outlives its producer. See [`PushError::Claimed`] for dead consumers.
     #[inline(always)]
     pub fn try_push(&self, cursor: &Cursor, me: u16, write: impl FnOnce(*mut u8)) -> Result<u64, PushError> {
+        self.try_push_at(cursor, me, |_, slot| write(slot))
+    }
+
+    /// As [`Ring::try_push`]; `write` gets the ticket too, before the message is published.
+    ///
+    /// # Errors
+    ///
+    /// As [`Ring::try_push`].
+    #[inline(always)]
+    pub fn try_push_at(
+        &self,
+        cursor: &Cursor,
+        me: u16,
+        write: impl FnOnce(u64, *mut u8),
+    ) -> Result<u64, PushError> {
         let held = self.claim_free(cursor, me, 1)?;
         crash_point!("ring.push.claimed");
         let withdraw = Withdraw(self, held);
-        self.slots.write(held.index, write);
+        self.slots.write(held.index, |slot| write(held.ticket, slot));
         std::mem::forget(withdraw);
         crash_point!("ring.push.written");
         self.publish_header(&held);

@@ -1,7 +1,8 @@
 //! The sending end.
 
+use crate::bulk::Denied;
 use crate::codec::{Codec, Postcard, Refusal, Verbatim};
-use crate::end::End;
+use crate::end::{End, Shape};
 use crate::error::{Failure, Halt, SendBatchError, SendError, SendTimeoutError, TrySendError};
 use crate::layout::Side;
 use crate::ring::MAX_SPAN;
@@ -50,10 +51,19 @@ pub struct Sender<T, C = Postcard> {
 pub type PlainSender<T> = Sender<T, Verbatim>;
 
 /// Why one attempt to send, with all its waiting, did not.
-enum Unsent {
+pub(crate) enum Unsent {
     /// Patience ran out.
     Late,
     Failed(Failure),
+}
+
+impl From<Denied> for Unsent {
+    fn from(denied: Denied) -> Self {
+        match denied {
+            Denied::Stop(stop) => stop.into(),
+            Denied::OutOfMemory => Self::Failed(Failure::OutOfMemory),
+        }
+    }
 }
 
 impl From<Stop> for Unsent {
@@ -72,13 +82,15 @@ impl<T, C: Codec<T>> Sender<T, C> {
         Self { end, _messages: PhantomData }
     }
 
-    /// Sends a message. Blocks while the queue is full; woken when a receiver takes one, or when the last receiver
-    /// is gone (dropped: at once; killed: within about 100 ms). While there is room, a killed last receiver is noticed
+    /// Sends a message. Blocks while the queue is full, or while its byte budget has no room for a message that does not
+    /// fit a slot; woken when a receiver takes one, or when the last receiver is gone (dropped: at once; killed: within
+    /// about 100 ms). While there is room, a killed last receiver is noticed
     /// after every 64th message of the queue, at most once in a millisecond.
     ///
     /// # Errors
     ///
-    /// [`SendError`] with the message: no receiver is left, it is too large, or it cannot be encoded.
+    /// [`SendError`] with the message: no receiver is left, it is larger than the whole byte budget, the machine has no
+    /// memory for it, or it cannot be encoded.
     ///
     /// # Examples
     ///
@@ -105,7 +117,7 @@ impl<T, C: Codec<T>> Sender<T, C> {
     ///
     /// # Errors
     ///
-    /// [`TrySendError`] with the message: the queue is full, or what [`Sender::send`] fails for.
+    /// [`TrySendError`] with the message: the queue or its byte budget is full, or what [`Sender::send`] fails for.
     ///
     /// # If the peer dies
     ///
@@ -169,7 +181,8 @@ impl<T, C: Codec<T>> Sender<T, C> {
     }
 
     /// Sends all messages, in order, up to 64 with one step. Blocks while the queue is full; woken as
-    /// [`Sender::send`]. Other senders' messages may come between the steps.
+    /// [`Sender::send`]. Other senders' messages may come between the steps. A message that does not fit a slot is a step of
+    /// its own.
     ///
     /// # Errors
     ///
@@ -271,9 +284,14 @@ impl<T, C: Codec<T>> Sender<T, C> {
         while *sent < values.len() {
             self.ready().map_err(Unsent::Failed)?;
             let mut trouble = Ok(());
+            let mut bulky = None;
             let mut staged = Vec::with_capacity(span);
             for (value, room) in values[*sent..].iter().zip(&mut rooms) {
-                match C::encode(value, room, self.end.limit()) {
+                match C::encode(value, room, self.end.limits()) {
+                    Ok(message) if C::bulk(&message, self.end.limit()).is_some() => {
+                        bulky = Some(message);
+                        break;
+                    }
                     Ok(message) => staged.push(message),
                     Err(refusal) => {
                         trouble = Err(Unsent::Failed(self.refused(refusal)));
@@ -301,6 +319,13 @@ impl<T, C: Codec<T>> Sender<T, C> {
                     (Err(stop), _) => return Err(stop.into()),
                 }
             }
+            if let Some((bytes, flags)) = bulky.as_ref().and_then(|m| C::bulk(m, self.end.limit())) {
+                let ticket = self.offer_bulk(bytes, flags, patience)?;
+                *sent += 1;
+                if let Some(deposit) = bulky.as_ref().and_then(|message| C::deposit(message)) {
+                    self.end.leave_deposit(deposit, ticket);
+                }
+            }
             trouble?;
         }
         Ok(())
@@ -311,35 +336,45 @@ impl<T, C: Codec<T>> Sender<T, C> {
     fn offer(&self, value: &T, patience: Patience) -> Result<(), Unsent> {
         self.ready().map_err(Unsent::Failed)?;
         let mut room = C::room();
-        let message = C::encode(value, &mut room, self.end.limit())
+        let message = C::encode(value, &mut room, self.end.limits())
             .map_err(|refusal| Unsent::Failed(self.refused(refusal)))?;
-        let attempt = || self.end.push::<T, C>(&message);
-        let ticket = match attempt() {
-            Ok(ticket) => ticket,
-            Err(miss) => self.end.retry(miss, patience, attempt)?,
+        let ticket = if let Some((bytes, flags)) = C::bulk(&message, self.end.limit()) {
+            self.offer_bulk(bytes, flags, patience)?
+        } else {
+            let attempt = || self.end.push::<T, C>(&message);
+            let ticket = match attempt() {
+                Ok(ticket) => ticket,
+                Err(miss) => self.end.retry(miss, patience, attempt)?,
+            };
+            self.end.done(1);
+            ticket
         };
-        self.end.done(1);
         if let Some(deposit) = C::deposit(&message) {
             self.end.leave_deposit(deposit, ticket);
         }
         Ok(())
     }
 
+    /// One message that does not fit a slot, with all its waiting; returns its ticket.
+    #[cold]
+    fn offer_bulk(&self, bytes: &[u8], flags: u32, patience: Patience) -> Result<u64, Unsent> {
+        let patience = patience.over_all();
+        let mut held = self.end.claim_run(bytes.len(), patience)?;
+        held.fill(bytes);
+        let ticket = self.end.push_held(&mut held, flags, patience)?;
+        self.end.done(1);
+        Ok(ticket)
+    }
+
     #[inline(always)]
     fn ready(&self) -> Result<(), Failure> {
-        if self.end.check().is_err() {
-            return Err(Failure::Forked);
-        }
-        if self.end.control().is_gone(Side::Receiver) {
-            return Err(Failure::Disconnected);
-        }
-        Ok(())
+        self.end.ready_to_send()
     }
 
     #[cold]
     fn refused(&self, refusal: Refusal) -> Failure {
         match refusal {
-            Refusal::TooLarge(len) => Failure::TooLarge { len, limit: self.end.limit() },
+            Refusal::TooLarge(len) => Failure::TooLarge { len, limit: self.end.longest() },
             Refusal::Encode(reason) => Failure::Encode(reason),
         }
     }
@@ -367,18 +402,18 @@ impl<T, C> Sender<T, C> {
         self.end.capacity()
     }
 
-    /// The longest message in bytes.
+    /// The longest message in bytes: what a slot takes, or all of the byte budget.
     ///
     /// # Examples
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let (tx, _rx) = ipc_queue::bounded::<Vec<u8>>(4)?;
-    /// assert_eq!(tx.max_message_len(), 240);
+    /// assert_eq!(tx.max_message_len(), 256 << 20);
     /// # Ok(()) }
     /// ```
     pub fn max_message_len(&self) -> usize {
-        self.end.limit()
+        self.end.longest()
     }
 }
 
@@ -396,12 +431,12 @@ impl<T, C> fmt::Debug for Sender<T, C> {
 
 impl<T, C: Codec<T>> Serialize for Sender<T, C> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.end.serialize::<T, C, S>(serializer)
+        self.end.serialize(&Shape::of::<T, C>(), serializer)
     }
 }
 
 impl<'de, T, C: Codec<T>> Deserialize<'de> for Sender<T, C> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        End::deserialize::<T, C, D>(deserializer, Side::Sender).map(Self::new)
+        End::deserialize(deserializer, &Shape::of::<T, C>(), Side::Sender).map(Self::new)
     }
 }

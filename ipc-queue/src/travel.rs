@@ -4,8 +4,7 @@
 //! descriptor is the token that keeps the handle's side alive while it is on its way (see
 //! [`disconnect`](crate::disconnect)), and the segment to attach to.
 
-use crate::codec::Codec;
-use crate::end::End;
+use crate::end::{End, Shape};
 use crate::layout::Side;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 use shm_core::SegmentError;
@@ -55,38 +54,39 @@ impl fmt::Display for Refused {
 }
 
 impl End {
-    fn leave<T, C: Codec<T>>(&self) -> Result<Ticket, Refused> {
+    fn leave(&self, shape: &Shape) -> Result<Ticket, Refused> {
         self.check().map_err(|forked| Refused::Segment(forked.into()))?;
         let token = self.segment().token(self.side().lane().into()).map_err(Refused::Segment)?;
         let descriptor = send_descriptor(token).map_err(Refused::NoSession)?;
         self.control().advance_epoch();
-        Ok(Ticket { side: self.side().lane(), layout: C::LAYOUT, descriptor })
+        Ok(Ticket { side: self.side().lane(), layout: shape.layout, descriptor })
     }
 
-    fn arrive<T, C: Codec<T>>(ticket: &Ticket, side: Side) -> Result<Self, Refused> {
+    fn arrive(ticket: &Ticket, shape: &Shape, side: Side) -> Result<Self, Refused> {
         let token = take_descriptor(ticket.descriptor).map_err(Refused::Missing)?;
         if ticket.side != side.lane() {
             return Err(Refused::Side);
         }
-        if ticket.layout != C::LAYOUT {
+        if ticket.layout != shape.layout {
             return Err(Refused::Layout);
         }
-        let end = Self::attach::<T, C>(token.as_fd(), side)?;
+        let end = Self::attach(token.as_fd(), shape, side)?;
         end.control().advance_epoch();
         drop(token);
         Ok(end)
     }
 
-    pub(crate) fn serialize<T, C: Codec<T>, S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let ticket = self.leave::<T, C>().map_err(ser::Error::custom)?;
+    pub(crate) fn serialize<S: Serializer>(&self, shape: &Shape, serializer: S) -> Result<S::Ok, S::Error> {
+        let ticket = self.leave(shape).map_err(ser::Error::custom)?;
         ticket.serialize(serializer)
     }
 
-    pub(crate) fn deserialize<'de, T, C: Codec<T>, D: Deserializer<'de>>(
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
+        shape: &Shape,
         side: Side,
     ) -> Result<Self, D::Error> {
         let ticket = Ticket::deserialize(deserializer)?;
-        Self::arrive::<T, C>(&ticket, side).map_err(de::Error::custom)
+        Self::arrive(&ticket, shape, side).map_err(de::Error::custom)
     }
 }

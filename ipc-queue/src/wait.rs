@@ -2,6 +2,7 @@
 
 use crate::end::{End, Miss};
 use crate::layout::Side;
+use shm_core::wait::WaitLine;
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,17 @@ pub(crate) enum Patience {
     For(Duration),
     Until(Instant),
     Forever,
+}
+
+impl Patience {
+    /// For several waits one after the other: all together.
+    pub(crate) fn over_all(self) -> Self {
+        match self {
+            // A deadline beyond the end of time is none.
+            Self::For(timeout) => Instant::now().checked_add(timeout).map_or(Self::Forever, Self::Until),
+            patience => patience,
+        }
+    }
 }
 
 /// Why an operation ended without success.
@@ -43,6 +55,19 @@ impl End {
         &self,
         miss: Miss,
         patience: Patience,
+        attempt: impl FnMut() -> Result<R, Miss>,
+    ) -> Result<R, Stop> {
+        self.retry_on(self.control().sleeps(self.side()), miss, patience, attempt)
+    }
+
+    /// As [`End::retry`], sleeping on another line.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn retry_on<R>(
+        &self,
+        line: &WaitLine,
+        miss: Miss,
+        patience: Patience,
         mut attempt: impl FnMut() -> Result<R, Miss>,
     ) -> Result<R, Stop> {
         let control = self.control();
@@ -56,7 +81,7 @@ impl End {
             Patience::Forever => None,
         };
         let attempt = RefCell::new(attempt);
-        let done = control.sleeps(self.side()).wait(
+        let done = line.wait(
             &self.pace,
             self.ticket(),
             deadline,
@@ -72,7 +97,7 @@ impl End {
         let known = self.control().is_gone(self.side().other());
         match miss {
             Miss::Exhausted => return Err(Stop::Exhausted),
-            Miss::Nothing if !known && !self.may_look() => return Err(Stop::Late),
+            Miss::Nothing | Miss::Scarce if !known && !self.may_look() => return Err(Stop::Late),
             Miss::Claimed(claim) if !known && !self.recover(claim) && !self.may_look() => {
                 return Err(Stop::Late);
             }
@@ -95,11 +120,16 @@ impl End {
     /// A try with everything that the system can tell: are the owner of a claim and the other side alive?
     #[cold]
     fn look_around<R>(&self, attempt: &mut impl FnMut() -> Result<R, Miss>) -> Option<Result<R, Stop>> {
+        let mut tidied = false;
         for _ in 0..REPAIRS {
             match attempt() {
                 Ok(done) => return Some(Ok(done)),
                 Err(Miss::Exhausted) => return Some(Err(Stop::Exhausted)),
                 Err(Miss::Claimed(claim)) if self.recover(claim) => {}
+                Err(Miss::Scarce) if !tidied => {
+                    self.tidy();
+                    tidied = true;
+                }
                 Err(_) => break,
             }
         }
@@ -119,7 +149,7 @@ impl End {
             match attempt() {
                 Ok(done) => return Some(Ok(done)),
                 Err(Miss::Exhausted) => return Some(Err(Stop::Exhausted)),
-                Err(Miss::Nothing) => break,
+                Err(Miss::Nothing | Miss::Scarce) => break,
                 Err(Miss::Claimed(claim)) if self.recover(claim) => {}
                 Err(Miss::Claimed(claim)) if self.is_swept_elsewhere(claim) => return None,
                 // A claim that somebody else has just repaired looks different the second time.

@@ -194,7 +194,7 @@ fn a_message_up_to_the_limit_fits() {
     let _dog = watchdog();
     for slot_bytes in [1, 100, 240, 256, 257, 5000] {
         let (tx, rx) =
-            builder::<serde_bytes::Bytes>().capacity(2).slot_bytes(slot_bytes).build().expect("a queue");
+            builder::<serde_bytes::Bytes>().capacity(2).slot_bytes(slot_bytes).byte_budget(0).build().expect("a queue");
         assert_eq!(tx.max_message_len(), slot_bytes);
         tx.send(serde_bytes::Bytes(slot_bytes)).expect("fits");
         assert_eq!(rx.recv().expect("received").0, slot_bytes);
@@ -252,7 +252,7 @@ mod serde_bytes {
 #[test]
 fn a_message_that_is_too_large_comes_back_and_uses_no_slot() {
     let _dog = watchdog();
-    let (tx, rx) = bounded::<Vec<u8>>(1).expect("a queue");
+    let (tx, rx) = builder::<Vec<u8>>().capacity(1).byte_budget(0).build().expect("a queue");
     let error = tx.send(vec![7; 1000]).expect_err("too long");
     assert_eq!(error.to_string(), "a message of 1002 bytes is longer than the queue's limit of 240");
     assert_eq!(error.into_inner(), vec![7; 1000]);

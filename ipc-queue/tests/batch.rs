@@ -61,7 +61,7 @@ fn a_batch_takes_at_most_what_was_asked_for() {
 #[test]
 fn a_failed_batch_says_what_was_sent() {
     let _dog = watchdog();
-    let (tx, rx) = bounded::<String>(8).expect("a queue");
+    let (tx, rx) = builder::<String>().capacity(8).byte_budget(0).build().expect("a queue");
     let batch = ["one".into(), "two".into(), "x".repeat(500), "four".into()];
     let error = tx.send_batch(batch).expect_err("the third is too long");
     assert!(error.is_too_large());
@@ -134,7 +134,7 @@ fn a_batch_received_with_a_deadline_is_what_came_in_time() {
 #[test]
 fn large_messages_come_in_batches_too() {
     let _dog = watchdog();
-    let (tx, rx) = builder::<Vec<u8>>().capacity(100).slot_bytes(1000).build().expect("a queue");
+    let (tx, rx) = builder::<Vec<u8>>().capacity(100).slot_bytes(1000).byte_budget(0).build().expect("a queue");
     assert_eq!(rx.max_message_len(), 1000);
     assert!(rx.try_recv_batch(100).expect("nothing yet").is_empty());
     let messages: Vec<_> = (0..100_u8).map(|i| vec![i; 900]).collect();

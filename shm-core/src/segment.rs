@@ -464,6 +464,16 @@ impl Segment {
         self.mapping.prefault((BODY_START as u64).saturating_add(offset as u64), len as u64)
     }
 
+    /// Gives the memory behind the whole pages of a range of the body back; they read as zeros afterwards, for everybody.
+    ///
+    /// # Errors
+    ///
+    /// The system's, `is_too_large` if the range is not inside the body, `is_forked`; the memory then stays.
+    pub fn release(&self, offset: usize, len: usize) -> Result<(), SegmentError> {
+        self.check()?;
+        self.mapping.release((BODY_START as u64).saturating_add(offset as u64), len as u64)
+    }
+
     /// Whether the segment can be used in this process.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 use super::{EXHAUSTED, EncodeError};
 use std::fmt;
 
+const NO_MEMORY: &str = "there is no memory left for a message of this length";
 const NO_RECEIVER: &str = "no living process holds a receiver of the queue";
 
 fn fmt_too_large(f: &mut fmt::Formatter<'_>, len: usize, limit: usize) -> fmt::Result {
@@ -18,13 +19,13 @@ macro_rules! send_error {
             $($(#[$own])* $variant(T),)?
             /// No living process holds a receiver, so nobody will ever take the message.
             Disconnected(T),
-            /// The message is longer than a slot.
+            /// The message is longer than any message of this queue: than a slot, and than the byte budget.
             TooLarge {
                 /// The message.
                 value: T,
                 /// Its length in bytes.
                 len: usize,
-                /// The longest message, in bytes, that a slot of this queue takes.
+                /// The longest message of this queue, in bytes.
                 limit: usize,
             },
             /// The message cannot be turned into bytes. No slot was used.
@@ -34,6 +35,8 @@ macro_rules! send_error {
                 /// Why.
                 reason: EncodeError,
             },
+            /// The machine, or the control group of this process, has no memory for the message.
+            OutOfMemory(T),
             /// This process was forked after it had got the handle, and cannot attach to the queue by itself.
             Forked(T),
             /// The queue has carried as many messages as it can number. A new one is needed.
@@ -45,6 +48,7 @@ macro_rules! send_error {
             pub fn into_inner(self) -> T {
                 match self {
                     $(Self::$variant(value) |)? Self::Disconnected(value)
+                    | Self::OutOfMemory(value)
                     | Self::Forked(value)
                     | Self::Exhausted(value)
                     | Self::TooLarge { value, .. }
@@ -64,11 +68,22 @@ macro_rules! send_error {
                 matches!(self, Self::Disconnected(_))
             }
 
+            /// Whether the message is longer than any message of this queue.
+            pub fn is_too_large(&self) -> bool {
+                matches!(self, Self::TooLarge { .. })
+            }
+
+            /// Whether there was no memory for the message.
+            pub fn is_out_of_memory(&self) -> bool {
+                matches!(self, Self::OutOfMemory(_))
+            }
+
             pub(crate) fn from_failure(failure: Failure, value: T) -> Self {
                 match failure {
                     Failure::Disconnected => Self::Disconnected(value),
                     Failure::TooLarge { len, limit } => Self::TooLarge { value, len, limit },
                     Failure::Encode(reason) => Self::Encode { value, reason },
+                    Failure::OutOfMemory => Self::OutOfMemory(value),
                     Failure::Forked => Self::Forked(value),
                     Failure::Exhausted => Self::Exhausted(value),
                 }
@@ -84,6 +99,7 @@ macro_rules! send_error {
                         write!(f, "TooLarge {{ len: {len}, limit: {limit}, .. }}")
                     }
                     Self::Encode { reason, .. } => write!(f, "Encode {{ reason: {reason:?}, .. }}"),
+                    Self::OutOfMemory(_) => f.write_str("OutOfMemory(..)"),
                     Self::Forked(_) => f.write_str("Forked(..)"),
                     Self::Exhausted(_) => f.write_str("Exhausted(..)"),
                 }
@@ -97,6 +113,7 @@ macro_rules! send_error {
                     Self::Disconnected(_) => f.write_str(NO_RECEIVER),
                     Self::TooLarge { len, limit, .. } => fmt_too_large(f, *len, *limit),
                     Self::Encode { reason, .. } => reason.fmt(f),
+                    Self::OutOfMemory(_) => f.write_str(NO_MEMORY),
                     Self::Forked(_) => shm_core::fork::Forked.fmt(f),
                     Self::Exhausted(_) => f.write_str(EXHAUSTED),
                 }
@@ -120,6 +137,7 @@ pub(crate) enum Failure {
     Disconnected,
     TooLarge { len: usize, limit: usize },
     Encode(EncodeError),
+    OutOfMemory,
     Forked,
     Exhausted,
 }
@@ -191,7 +209,12 @@ impl<T> SendBatchError<T> {
         matches!(self.halt, Halt::Failed(Failure::Disconnected))
     }
 
-    /// Whether the first unsent message is longer than a slot.
+    /// Whether there was no memory for the first unsent message.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self.halt, Halt::Failed(Failure::OutOfMemory))
+    }
+
+    /// Whether the first unsent message is longer than any message of this queue.
     pub fn is_too_large(&self) -> bool {
         matches!(self.halt, Halt::Failed(Failure::TooLarge { .. }))
     }
@@ -228,6 +251,7 @@ impl<T> fmt::Display for SendBatchError<T> {
                 Failure::Disconnected => f.write_str(NO_RECEIVER),
                 Failure::TooLarge { len, limit } => fmt_too_large(f, *len, *limit),
                 Failure::Encode(reason) => reason.fmt(f),
+                Failure::OutOfMemory => f.write_str(NO_MEMORY),
                 Failure::Forked => shm_core::fork::Forked.fmt(f),
                 Failure::Exhausted => f.write_str(EXHAUSTED),
             },

@@ -1,0 +1,437 @@
+//! Messages outside of slots: the chunks of a queue as one end uses them.
+//!
+//! ```text
+//! send   claim a run (waits for chunks); put memory behind it; copy; claim a slot (waits); QUEUED; refer to it in the slot
+//! recv   claim the slot; TAKEN; release the slot; copy; trim; free the run
+//! ```
+//!
+//! A slot that refers to a run has [`LARGE`] in its prefix, and then a [`Reference`].
+//!
+//! # Memory
+//!
+//! Chunks are sparse. How many first pages of each have memory behind them is counted in a table that only the owner of the
+//! run writes: after the memory is there, and before it is given back. So no access finds a page without memory, unless a
+//! process scribbles on the counts and the machine has no memory left.
+//!
+//! Whoever frees a run looks whether too much lies idle, and gives the memory of its own run back first.
+//!
+//! # Safety
+//!
+//! * Number, length and place of the chunks are read from shared memory once, checked against the mapping, and kept. A run
+//!   lies inside of the chunks, whatever the words say: [`Chunks`] sees to it.
+//! * The memory of a run is used by its owner only: between claim and `queue`, and between `take` and release.
+//! * Nothing is touched before [`End::check`], nor through a run that was there at a fork, by the child.
+#![allow(unsafe_code)]
+
+use crate::chunks::{Chunks, Orphan, Run};
+use crate::end::{Body, End, Miss};
+use crate::layout::{Control, PAGE, Placement};
+use crate::wait::{Patience, Stop};
+use shm_core::crash_point;
+use shm_core::fork::ForkStamp;
+use shm_core::segment::Segment;
+use shm_core::sync::{AtomicU32, AtomicU64, Ordering};
+use std::cell::Cell;
+use std::fmt;
+use std::ptr::NonNull;
+
+/// In the prefix of a slot: a [`Reference`] follows.
+pub(crate) const LARGE: u32 = 1 << 30;
+/// The prefix of a slot.
+pub(crate) const PREFIX: usize = size_of::<u32>();
+/// Free memory that is kept at least, in bytes.
+const KEPT: usize = 16 << 20;
+/// Or this part of the budget.
+const KEPT_SHARE: usize = 8;
+
+/// What a slot says of a message that lies in chunks. Unchecked, when it comes from there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reference {
+    head: u32,
+    generation: u32,
+    len: u64,
+}
+
+impl Reference {
+    /// Bytes in a slot.
+    pub(crate) const LEN: usize = 16;
+
+    fn to_bytes(self) -> [u8; Self::LEN] {
+        let mut bytes = [0; Self::LEN];
+        bytes[..4].copy_from_slice(&self.head.to_ne_bytes());
+        bytes[4..8].copy_from_slice(&self.generation.to_ne_bytes());
+        bytes[8..].copy_from_slice(&self.len.to_ne_bytes());
+        bytes
+    }
+
+    /// `None` if there are too few bytes.
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
+        let (head, rest) = bytes.split_first_chunk()?;
+        let (generation, rest) = rest.split_first_chunk()?;
+        let len = rest.first_chunk()?;
+        Some(Self {
+            head: u32::from_ne_bytes(*head),
+            generation: u32::from_ne_bytes(*generation),
+            len: u64::from_ne_bytes(*len),
+        })
+    }
+}
+
+/// A run of this process with a message of so many bytes in it.
+#[derive(Debug)]
+pub struct Bulky {
+    run: Run,
+    /// At most what fits into the run.
+    len: usize,
+}
+
+/// The chunks of a queue in this process's mapping.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bulk {
+    body: NonNull<u8>,
+    place: Placement,
+}
+
+impl Bulk {
+    /// `place` lies inside of the body, whose mapping outlives the result.
+    pub(crate) fn new(body: NonNull<u8>, place: Placement) -> Self {
+        Self { body, place }
+    }
+
+    pub(crate) fn chunks(&self) -> Chunks<'static> {
+        let count = self.place.count;
+        // SAFETY: the tables lie inside of the mapping, aligned; they are accessed as atomics in every process; `new`'s caller
+        // keeps the mapping, and users have passed `End::check`.
+        unsafe {
+            let words = self.body.add(self.place.tables).cast::<AtomicU64>();
+            let tags = words.add(count);
+            Chunks::new(
+                std::slice::from_raw_parts(words.as_ptr(), count),
+                std::slice::from_raw_parts(tags.as_ptr(), count),
+            )
+        }
+    }
+
+    /// How many first pages of each chunk have memory.
+    fn committed(&self) -> &[AtomicU32] {
+        let count = self.place.count;
+        // SAFETY: as in `chunks`: the counts lie behind both tables of 8 bytes.
+        unsafe {
+            let counts = self.body.add(self.place.tables + count * size_of::<[u64; 2]>());
+            std::slice::from_raw_parts(counts.cast().as_ptr(), count)
+        }
+    }
+
+    fn pages_per_chunk(&self) -> usize {
+        self.place.chunk_len / PAGE
+    }
+
+    /// What the table says, as far as it can be true.
+    fn pages(&self, index: usize) -> usize {
+        // Relaxed: the word of the head orders it for its owner; others want an idea only.
+        (self.committed()[index].load(Ordering::Relaxed) as usize).min(self.pages_per_chunk())
+    }
+
+    fn set_pages(&self, index: usize, pages: usize) {
+        let pages = u32::try_from(pages).unwrap_or(u32::MAX);
+        // Relaxed: as above.
+        self.committed()[index].store(pages, Ordering::Relaxed);
+    }
+
+    /// The body's offset of a chunk.
+    fn offset(&self, index: usize) -> usize {
+        self.place.chunks + index * self.place.chunk_len
+    }
+
+    fn memory(&self, run: &Run) -> NonNull<u8> {
+        // SAFETY: a run lies inside of the chunks, and they inside of the mapping.
+        unsafe { self.body.add(self.offset(run.head())) }
+    }
+
+    /// Puts memory behind the first `len` bytes of a run. No system call if it is there.
+    fn commit(&self, segment: &Segment, control: &Control, run: &Run, len: usize) -> Result<(), ()> {
+        let wanted = |index: usize| {
+            let before = (index - run.head()) * self.place.chunk_len;
+            len.saturating_sub(before).div_ceil(PAGE).min(self.pages_per_chunk())
+        };
+        let chunks = run.head()..run.head() + run.len();
+        let lacking = chunks.clone().filter(|&index| self.pages(index) < wanted(index));
+        let Some(first) = lacking.clone().next() else {
+            return Ok(());
+        };
+        let start = self.offset(first) + self.pages(first) * PAGE;
+        let end = (self.offset(run.head()) + len).next_multiple_of(PAGE);
+        let added: usize = lacking.clone().map(|index| wanted(index) - self.pages(index)).sum();
+        // Relaxed: about. Before, so that a death leaves it too high, which the next look corrects.
+        control.freed.0.resident.fetch_add(added as u64, Ordering::Relaxed);
+        if segment.prefault(start, end - start).is_err() {
+            // What is there in part is in no count: give it back.
+            for index in first..chunks.end {
+                self.set_pages(index, self.pages(index).min((start.saturating_sub(self.offset(index))) / PAGE));
+            }
+            let _ = segment.release(start, end - start);
+            return Err(());
+        }
+        crash_point!("queue.bulk.committed");
+        for index in lacking.collect::<Vec<_>>() {
+            self.set_pages(index, wanted(index));
+        }
+        Ok(())
+    }
+
+    /// Gives memory of a run that is about to be freed back to the system, if otherwise too much would lie idle.
+    fn trim(&self, segment: &Segment, control: &Control, run: &Run) {
+        let kept = KEPT.max(self.place.len_bytes() / KEPT_SHARE) / PAGE;
+        let resident = &control.freed.0.resident;
+        // Relaxed: about.
+        if resident.load(Ordering::Relaxed) <= kept as u64 {
+            return;
+        }
+        let chunks = self.chunks();
+        let all = (0..self.place.count).map(|index| (index, self.pages(index)));
+        let (mut total, mut idle) = (0, 0);
+        for (index, pages) in all {
+            total += pages;
+            idle += if chunks.is_free(index) { pages } else { 0 };
+        }
+        let own: usize = (run.head()..run.head() + run.len()).map(|index| self.pages(index)).sum();
+        let mut excess = (idle + own).saturating_sub(kept).min(own);
+        let mut first = run.head() + run.len();
+        let end = self.offset(first);
+        while excess > 0 && first > run.head() {
+            first -= 1;
+            let pages = self.pages(first);
+            self.set_pages(first, 0);
+            excess = excess.saturating_sub(pages);
+            total -= pages;
+        }
+        resident.store(total as u64, Ordering::Relaxed);
+        let start = self.offset(first);
+        if start < end {
+            crash_point!("queue.bulk.trimming");
+            // If it fails, the memory stays.
+            let _ = segment.release(start, end - start);
+        }
+    }
+}
+
+/// Cleans up after a dead participant whose slots are recovered already. Every step may be repeated.
+pub(crate) fn sweep(body: &Body, control: &Control, dead: u16) {
+    let Some(bulk) = body.bulk else {
+        return;
+    };
+    bulk.chunks().sweep(dead, Orphan::Free);
+    crash_point!("queue.sweep.chunks");
+    bulk.chunks().collect(dead, Orphan::Free, |ticket| body.ring.is_released(ticket));
+    control.note_freed();
+}
+
+/// A message in chunks that this handle has in hand. Dropped, its run is freed.
+pub struct Held<'e> {
+    end: &'e End,
+    bulky: Option<Bulky>,
+    stamp: ForkStamp,
+}
+
+impl fmt::Debug for Held<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held").field("len", &self.len()).finish_non_exhaustive()
+    }
+}
+
+impl Held<'_> {
+    pub(crate) fn len(&self) -> usize {
+        self.bulky.as_ref().map_or(0, |bulky| bulky.len)
+    }
+
+    /// Whether this is the process that has the message in hand.
+    pub(crate) fn is_here(&self) -> bool {
+        self.stamp.check().is_ok()
+    }
+
+    /// The memory, [`Held::len`] bytes that have memory behind them; only this process uses it until the drop.
+    ///
+    /// # Panics
+    ///
+    /// In a child that was forked while the message was in hand.
+    pub(crate) fn memory(&self) -> NonNull<u8> {
+        assert!(self.is_here(), "a forked child has not what its parent had in hand");
+        match (&self.bulky, &self.end.bulk) {
+            (Some(bulky), Some(bulk)) => bulk.memory(&bulky.run),
+            _ => NonNull::dangling(),
+        }
+    }
+
+    /// Fills the memory.
+    pub(crate) fn fill(&mut self, bytes: &[u8]) {
+        debug_assert_eq!(bytes.len(), self.len());
+        let len = bytes.len().min(self.len());
+        // SAFETY: so many bytes of the run are this process's.
+        unsafe { self.memory().as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), len) };
+    }
+
+    /// A private copy of the message.
+    pub(crate) fn copy(&self) -> Vec<u8> {
+        let len = self.len();
+        let mut bytes = Vec::<u8>::with_capacity(len);
+        // SAFETY: so many bytes of the run are this process's, and there is room for them. A process that breaks the rules
+        // may change them meanwhile; any bytes are bytes.
+        unsafe {
+            bytes.as_mut_ptr().copy_from_nonoverlapping(self.memory().as_ptr(), len);
+            bytes.set_len(len);
+        }
+        bytes
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if let (Some(bulky), Ok(())) = (self.bulky.take(), self.stamp.check()) {
+            self.end.free(bulky.run);
+        }
+    }
+}
+
+/// Why there is no run.
+pub(crate) enum Denied {
+    Stop(Stop),
+    OutOfMemory,
+}
+
+impl End {
+    /// The longest message in bytes, in a slot or not.
+    #[inline(always)]
+    pub(crate) fn longest(&self) -> usize {
+        self.longest
+    }
+
+    /// Claims chunks for a message, and puts memory behind them. Waits for chunks as `patience` allows.
+    pub(crate) fn claim_run(&self, len: usize, patience: Patience) -> Result<Held<'_>, Denied> {
+        let Some(bulk) = &self.bulk else {
+            return Err(Denied::Stop(Stop::Late));
+        };
+        let wanted = len.div_ceil(bulk.place.chunk_len).max(1);
+        let freed = &self.control().freed.0;
+        let before = Cell::new(None);
+        let attempt = || {
+            // SYNC chunk-count: read before the words; pairs with `note_freed`.
+            let count = freed.count.load(Ordering::Acquire);
+            // Looking at all chunks takes too long for a poll.
+            if before.replace(Some(count)) == Some(count) {
+                return Err(Miss::Scarce);
+            }
+            bulk.chunks().claim(self.me(), wanted).map_err(|scarce| {
+                if scarce.disturbed {
+                    self.control().note_freed();
+                }
+                Miss::Scarce
+            })
+        };
+        let claimed = attempt().or_else(|miss| {
+            if self.collect() {
+                before.set(None);
+            }
+            attempt().or_else(|_| self.retry_on(&freed.line, miss, patience, attempt))
+        });
+        let run = claimed.map_err(Denied::Stop)?;
+        let committed = bulk.commit(self.segment(), self.control(), &run, len);
+        let held = self.hold(Bulky { run, len });
+        committed.map(|()| held).map_err(|()| Denied::OutOfMemory)
+    }
+
+    /// Takes care of a message that this process has in hand.
+    pub(crate) fn hold(&self, bulky: Bulky) -> Held<'_> {
+        Held { end: self, bulky: Some(bulky), stamp: ForkStamp::now() }
+    }
+
+    /// Frees a run of this process.
+    fn free(&self, run: Run) {
+        if let Some(bulk) = &self.bulk {
+            bulk.trim(self.segment(), self.control(), &run);
+            bulk.chunks().release(run);
+            self.control().note_freed();
+        }
+    }
+
+    /// Frees what nobody will come for. Returns whether there was something. No system call but for waking.
+    fn collect(&self) -> bool {
+        let Some(bulk) = &self.bulk else {
+            return false;
+        };
+        let released = |ticket| self.ring().is_released(ticket);
+        let found = bulk.chunks().collect(self.me(), Orphan::Free, released) > 0;
+        if found {
+            self.control().note_freed();
+        }
+        found
+    }
+
+    /// Looks after everything that could keep chunks from this process: the dead, and what they left.
+    #[cold]
+    pub(crate) fn tidy(&self) {
+        self.segment().sweep();
+        self.collect();
+        // Whoever freed some may have died before it said so, or be stopped: look at the words again in any case.
+        self.control().freed.0.count.fetch_add(1, Ordering::Release);
+    }
+
+    /// Pushes a message that lies in chunks, and returns its ticket; `flags` go into the slot's prefix. Nothing is left in
+    /// hand after success.
+    pub(crate) fn push_held(&self, held: &mut Held<'_>, flags: u32, patience: Patience) -> Result<u64, Stop> {
+        let mut attempt = || self.try_push_held(held, flags);
+        attempt().or_else(|miss| self.retry(miss, patience, attempt))
+    }
+
+    fn try_push_held(&self, held: &mut Held<'_>, flags: u32) -> Result<u64, Miss> {
+        let Some(bulk) = &self.bulk else {
+            return Err(Miss::Exhausted);
+        };
+        let write = |ticket, slot: *mut u8| {
+            let Some(Bulky { run, len }) = held.bulky.take() else {
+                return;
+            };
+            let reference = Reference {
+                head: u32::try_from(run.head()).unwrap_or(u32::MAX),
+                generation: u32::try_from(run.generation()).unwrap_or(u32::MAX),
+                len: len as u64,
+            };
+            bulk.chunks().queue(run, ticket);
+            let bytes = reference.to_bytes();
+            #[allow(clippy::cast_possible_truncation, reason = "16")]
+            let prefix = Reference::LEN as u32 | LARGE | flags;
+            // SAFETY: the slot is claimed for writing, aligned to 8 bytes; a queue with chunks has slots of this length.
+            unsafe {
+                slot.cast::<u32>().write(prefix);
+                slot.add(PREFIX).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+            }
+        };
+        Ok(self.ring().try_push_at(self.cursor(), self.me(), write)?)
+    }
+
+    /// Takes the run of a message whose slot is claimed for reading. `None` if the reference is none.
+    pub(crate) fn take_bulky(&self, reference: Reference) -> Option<Bulky> {
+        let bulk = self.bulk.as_ref()?;
+        let head = usize::try_from(reference.head).ok()?;
+        let run = bulk.chunks().take(self.me(), head, reference.generation.into())?;
+        match usize::try_from(reference.len) {
+            Ok(len) if len <= run.len() * bulk.place.chunk_len => Some(Bulky { run, len }),
+            _ => {
+                self.free(run);
+                None
+            }
+        }
+    }
+
+    /// Takes a message of a queue whose messages all lie in chunks; `None` in it if its slot does not refer to one.
+    pub(crate) fn pop_bulky(&self) -> Result<Option<Bulky>, Miss> {
+        let read = |slot: *const u8| {
+            let mut bytes = [0_u8; PREFIX + Reference::LEN];
+            // SAFETY: the slot is claimed for reading, and has this length.
+            unsafe { bytes.as_mut_ptr().copy_from_nonoverlapping(slot, bytes.len()) };
+            let (prefix, rest) = bytes.split_at(PREFIX);
+            let is_large = prefix.first_chunk().is_some_and(|p| u32::from_ne_bytes(*p) & LARGE != 0);
+            Reference::read(rest).filter(|_| is_large).and_then(|reference| self.take_bulky(reference))
+        };
+        Ok(self.ring().try_pop(self.cursor(), self.me(), read)?)
+    }
+}

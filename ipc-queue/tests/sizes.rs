@@ -1,0 +1,327 @@
+//! Messages of any size: what fits no slot lies in chunks, both bounds hold, and memory goes back.
+#![cfg(not(loom))]
+#![allow(clippy::cast_possible_truncation, reason = "small numbers")]
+
+mod common;
+
+use common::{Peer, child as child_of_test, was_killed, watchdog};
+use ipc_queue::{BytesReceiver, BytesSender, Receiver, Sender, bounded, bounded_bytes, builder, bytes_builder};
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+const MIB: usize = 1 << 20;
+const SHORT: Duration = Duration::from_millis(20);
+
+/// Bytes of which no two neighbouring pages are equal.
+fn pattern(len: usize, seed: usize) -> Vec<u8> {
+    (0..len).map(|i| (i ^ (i >> 8) ^ (i >> 16) ^ seed) as u8).collect()
+}
+
+#[derive(Serialize, Deserialize)]
+enum Orders {
+    Echo(Receiver<Vec<u8>>, Sender<Vec<u8>>),
+    EchoBytes(BytesReceiver, BytesSender),
+    Take(Receiver<Vec<u8>>),
+    Hold(BytesSender, BytesReceiver),
+    Flood(Sender<Vec<u8>>),
+}
+
+#[test]
+fn child() {
+    child_of_test(|orders, reporter| match orders {
+        Orders::Echo(rx, tx) => rx.iter().for_each(|m| tx.send(m.expect("decodes")).expect("sent")),
+        Orders::EchoBytes(rx, tx) => {
+            while let Ok(message) = rx.recv_ref() {
+                tx.send(&message).expect("sent");
+            }
+        }
+        Orders::Take(rx) => rx.iter().for_each(|m| reporter.report(&m.expect("decodes").len())),
+        Orders::Hold(tx, rx) => {
+            let taken = rx.recv_ref().expect("a message");
+            let granted = tx.reserve(MIB).expect("room");
+            reporter.report(&(taken.len() + granted.len()));
+            std::thread::sleep(Duration::from_secs(3600));
+        }
+        Orders::Flood(tx) => {
+            for number in 0.. {
+                let len = 1000 + (number * 7919) % 300_000;
+                tx.send(pattern(len, number)).expect("sent");
+                reporter.report(&number);
+            }
+        }
+    });
+}
+
+#[test]
+fn messages_of_every_size_up_to_the_budget_arrive_as_they_were_sent() {
+    let _dog = watchdog();
+    let (tx, rx) = builder::<Vec<u8>>().capacity(4).byte_budget(4 * MIB).build().expect("a queue");
+    assert_eq!(tx.max_message_len(), 4 * MIB);
+    let edges = [0, 1, 238, 239, 240, 4095, 4096, 65_533, 65_536, 65_537, MIB, 4 * MIB - 4];
+    for (seed, len) in edges.into_iter().enumerate() {
+        let message = pattern(len, seed);
+        tx.send(message.clone()).expect("sent");
+        assert!(rx.recv().expect("received") == message, "a message of {len} bytes");
+    }
+}
+
+#[test]
+fn a_message_larger_than_the_budget_comes_back_and_takes_nothing() {
+    let (tx, rx) = builder::<Vec<u8>>().capacity(4).byte_budget(MIB).build().expect("a queue");
+    let error = tx.send(vec![7; MIB]).expect_err("three bytes too long");
+    assert!(error.is_too_large());
+    assert!(error.to_string().contains("1048579") && error.to_string().contains("1048576"));
+    assert_eq!(error.into_inner(), vec![7; MIB]);
+    tx.send(vec![7; MIB - 3]).expect("all of the budget is free");
+    assert_eq!(rx.recv().expect("received").len(), MIB - 3);
+}
+
+#[test]
+fn the_byte_budget_is_a_bound_of_its_own() {
+    let _dog = watchdog();
+    let (tx, rx) = builder::<Vec<u8>>().capacity(100).byte_budget(MIB).build().expect("a queue");
+    tx.send(vec![1; 900_000]).expect("room");
+    let error = tx.try_send(vec![2; 200_000]).expect_err("no room");
+    assert!(error.is_full());
+    assert!(tx.send_timeout(vec![2; 200_000], SHORT).expect_err("no room").is_timeout());
+    tx.try_send(vec![3; 100]).expect("fits a slot");
+    assert_eq!(rx.recv().expect("received").len(), 900_000);
+    tx.try_send(vec![2; 200_000]).expect("room again");
+    assert_eq!(rx.recv().expect("received").len(), 100);
+    assert_eq!(rx.recv().expect("received").len(), 200_000);
+}
+
+#[test]
+fn the_number_of_messages_bounds_large_ones_too_and_gives_their_bytes_back() {
+    let (tx, rx) = builder::<Vec<u8>>().capacity(1).byte_budget(MIB).build().expect("a queue");
+    tx.send(vec![1; 300_000]).expect("room");
+    for _ in 0..10 {
+        assert!(tx.try_send(vec![2; 300_000]).expect_err("one message only").is_full());
+    }
+    rx.recv().expect("received");
+    tx.try_send(vec![2; 900_000]).expect("nothing is left behind");
+}
+
+#[test]
+fn a_sender_that_waits_for_bytes_is_woken_by_a_receiver() {
+    let _dog = watchdog();
+    let (tx, rx) = builder::<Vec<u8>>().capacity(100).byte_budget(MIB).build().expect("a queue");
+    let senders: Vec<_> = (0..3_usize)
+        .map(|seed| {
+            let tx = tx.clone();
+            std::thread::spawn(move || {
+                (0..30).for_each(|i| tx.send(pattern(100_000 * (1 + (seed + i) % 9), seed)).expect("sent"));
+            })
+        })
+        .collect();
+    drop(tx);
+    let lengths = rx.iter().map(|m| m.expect("decodes").len()).collect::<Vec<_>>();
+    assert_eq!(lengths.len(), 90);
+    senders.into_iter().for_each(|sender| sender.join().expect("no panic"));
+}
+
+#[test]
+fn a_sender_that_waits_for_bytes_learns_that_the_last_receiver_is_gone() {
+    let _dog = watchdog();
+    let (tx, rx) = builder::<Vec<u8>>().capacity(100).byte_budget(MIB).build().expect("a queue");
+    tx.send(vec![1; 900_000]).expect("room");
+    let sender = std::thread::spawn(move || tx.send(vec![2; 900_000]));
+    std::thread::sleep(SHORT);
+    drop(rx);
+    let error = sender.join().expect("no panic").expect_err("nobody will take it");
+    assert!(error.is_disconnected());
+    assert_eq!(error.into_inner().len(), 900_000);
+}
+
+#[test]
+fn batches_of_all_sizes_keep_their_order() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded::<Vec<u8>>(100).expect("a queue");
+    let lengths = [1, 100_000, 2, 3, 200_000, 300_000, 4];
+    tx.send_batch(lengths.map(|len| pattern(len, len))).expect("sent");
+    let received = rx.recv_batch(100).expect("received");
+    assert_eq!(received, lengths.map(|len| pattern(len, len)));
+}
+
+#[test]
+fn a_large_message_that_does_not_decode_keeps_its_bytes() {
+    /// Writes bytes and reads a number.
+    struct Odd(Vec<u8>);
+    impl Serialize for Odd {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.serialize_bytes(&self.0)
+        }
+    }
+    impl<'de> Deserialize<'de> for Odd {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            u8::deserialize(deserializer).map(|byte| Self(vec![byte]))
+        }
+    }
+    let (tx, rx) = builder::<Odd>().capacity(4).byte_budget(MIB).build().expect("a queue");
+    for _ in 0..5 {
+        tx.send(Odd(pattern(500_000, 3))).expect("sent");
+        let ipc_queue::RecvError::Decode(error) = rx.recv().err().expect("not a number") else {
+            panic!("another error");
+        };
+        assert!(error.bytes().ends_with(&pattern(500_000, 3)));
+    }
+}
+
+#[test]
+fn large_messages_go_to_another_process_and_back() {
+    let _dog = watchdog();
+    let (tx, there) = bounded::<Vec<u8>>(4).expect("a queue");
+    let (back, rx) = bounded::<Vec<u8>>(4).expect("a queue");
+    let echo = Peer::start(&Orders::Echo(there, back), None);
+    for len in [10, 1000, 100_000, 10 * MIB] {
+        tx.send(pattern(len, 1)).expect("sent");
+        assert!(rx.recv().expect("received") == pattern(len, 1), "{len} bytes");
+    }
+    drop(tx);
+    assert!(echo.wait().success());
+}
+
+#[test]
+fn bytes_go_to_another_process_and_back() {
+    let _dog = watchdog();
+    let (tx, there) = bounded_bytes(4).expect("a queue");
+    let (back, rx) = bounded_bytes(4).expect("a queue");
+    let echo = Peer::start(&Orders::EchoBytes(there, back), None);
+    for len in [0, 1, 65_536, 65_537, 3 * MIB] {
+        let mut grant = tx.reserve(len).expect("room");
+        grant.copy_from_slice(&pattern(len, 2));
+        grant.commit().expect("sent");
+        assert!(rx.recv().expect("received") == pattern(len, 2), "{len} bytes");
+    }
+    drop(tx);
+    assert!(echo.wait().success());
+}
+
+#[test]
+fn a_grant_that_is_dropped_gives_its_memory_back() {
+    let (tx, _rx) = bytes_builder().capacity(4).byte_budget(MIB).build().expect("a queue");
+    for _ in 0..10 {
+        let grant = tx.try_reserve(MIB).expect("all is free");
+        assert!(tx.try_reserve(1).expect_err("nothing is free").is_full());
+        drop(grant);
+    }
+}
+
+#[test]
+fn a_grant_that_is_forgotten_keeps_its_memory_and_nothing_else() {
+    let (tx, rx) = bytes_builder().capacity(2).byte_budget(MIB).build().expect("a queue");
+    std::mem::forget(tx.try_reserve(MIB / 2).expect("room"));
+    for number in 0..100_usize {
+        tx.try_send(&pattern(MIB / 2, number)).expect("the other half");
+        assert_eq!(rx.try_recv().expect("received"), pattern(MIB / 2, number));
+    }
+}
+
+#[test]
+fn a_grant_comes_back_from_a_full_queue() {
+    let (tx, rx) = bytes_builder().capacity(1).byte_budget(MIB).build().expect("a queue");
+    tx.send(b"first").expect("sent");
+    let mut grant = tx.reserve(6).expect("room");
+    grant.copy_from_slice(b"second");
+    let grant = grant.try_commit().expect_err("full").into_inner();
+    let grant = grant.commit_timeout(SHORT).expect_err("full").into_inner();
+    assert_eq!(rx.recv().expect("received"), b"first");
+    grant.commit().expect("room");
+    assert_eq!(&*rx.recv_ref().expect("received"), b"second");
+}
+
+#[test]
+fn a_message_lent_is_not_overwritten() {
+    let (tx, rx) = bytes_builder().capacity(4).byte_budget(MIB).build().expect("a queue");
+    tx.send(&pattern(MIB / 2, 1)).expect("sent");
+    let lent = rx.recv_ref().expect("received");
+    for number in 2..20 {
+        tx.send(&pattern(MIB / 2, number)).expect("the other half");
+        assert!(tx.try_send(&[0; MIB / 2]).expect_err("one half is lent").is_full());
+        assert_eq!(rx.recv().expect("received"), pattern(MIB / 2, number));
+    }
+    assert_eq!(&*lent, pattern(MIB / 2, 1));
+}
+
+#[test]
+fn what_a_dead_process_had_in_hand_is_free_again() {
+    let _dog = watchdog();
+    let (tx, rx) = bytes_builder().capacity(4).byte_budget(2 * MIB).build().expect("a queue");
+    tx.send(&pattern(MIB, 1)).expect("sent");
+    let holder = Peer::start(&Orders::Hold(tx.clone(), rx.clone()), None);
+    assert_eq!(holder.report::<usize>(), Some(2 * MIB));
+    assert!(tx.try_reserve(1).expect_err("all is in its hands").is_full());
+    assert!(was_killed(holder.kill()));
+    let all = tx.reserve(2 * MIB).expect("swept");
+    assert_eq!(all.len(), 2 * MIB);
+}
+
+#[test]
+fn killed_senders_and_receivers_of_large_messages_leave_nothing_taken() {
+    let _dog = watchdog();
+    let (tx, rx) = builder::<Vec<u8>>().capacity(8).byte_budget(MIB).build().expect("a queue");
+    for round in 0..8 {
+        let sender = Peer::start(&Orders::Flood(tx.clone()), None);
+        let taker = Peer::start(&Orders::Take(rx.clone()), None);
+        let turns = 3 + round * 2;
+        for _ in 0..turns {
+            sender.report::<usize>().expect("it sends");
+            taker.report::<usize>().expect("it receives");
+        }
+        if round % 2 == 0 {
+            sender.kill();
+            taker.kill();
+        } else {
+            taker.kill();
+            sender.kill();
+        }
+        // Whole messages only, each as it was sent.
+        while let Ok(message) = rx.recv_timeout(Duration::from_millis(300)) {
+            let found = (0..100_000).find(|n| 1000 + (n * 7919) % 300_000 == message.len());
+            let number = found.expect("a length that was sent");
+            assert_eq!(message[300..], pattern(message.len(), number)[300..]);
+        }
+    }
+    tx.send(vec![0; MIB - 3]).expect("all of the budget is free");
+}
+
+fn resident(bytes: &str) -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").expect("a status");
+    let line = status.lines().find_map(|line| line.strip_prefix(bytes)).expect("a line");
+    line.trim().trim_end_matches(" kB").trim().parse::<usize>().expect("a number") * 1024
+}
+
+#[test]
+fn memory_goes_back_after_a_large_message() {
+    let (tx, rx) = bounded_bytes(4).expect("a queue");
+    let mut grant = tx.reserve(200 * MIB).expect("room");
+    grant.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
+    grant.commit().expect("sent");
+    let before = resident("RssShmem:");
+    assert!(before >= 200 * MIB, "{before}");
+    drop(rx.recv_ref().expect("received"));
+    let after = resident("RssShmem:");
+    assert!(after + 150 * MIB < before, "{before} -> {after}");
+    tx.send(&pattern(MIB, 5)).expect("what was given back can be had again");
+    assert_eq!(rx.recv().expect("received"), pattern(MIB, 5));
+}
+
+#[test]
+fn a_message_for_which_the_machine_has_no_memory_is_an_error() {
+    let (tx, rx) = bytes_builder().capacity(4).byte_budget(1 << 44).build().expect("sparse");
+    let error = tx.try_reserve(1 << 43).expect_err("8 TiB");
+    assert!(error.is_out_of_memory(), "{error}");
+    tx.send(b"small").expect("there is memory for this");
+    assert_eq!(rx.recv().expect("received"), b"small");
+}
+
+#[test]
+fn a_budget_beyond_an_address_space_is_refused() {
+    for budget in [0, usize::MAX, usize::MAX / 2, 1 << 62] {
+        let error = bytes_builder().byte_budget(budget).build().expect_err("out of range");
+        assert!(error.is_byte_budget(), "{error}");
+    }
+    for budget in [usize::MAX, 1 << 62] {
+        assert!(builder::<u8>().byte_budget(budget).build().expect_err("out of range").is_byte_budget());
+    }
+}
