@@ -29,7 +29,7 @@ use crate::layout::{Control, PAGE, Placement};
 use crate::wait::{Patience, Stop};
 use shm_core::crash_point;
 use shm_core::fork::ForkStamp;
-use shm_core::segment::Segment;
+use shm_core::segment::{MAX_PARTICIPANTS, Segment};
 use shm_core::sync::{AtomicU32, AtomicU64, Ordering};
 use std::cell::Cell;
 use std::fmt;
@@ -364,6 +364,19 @@ impl End {
             self.control().note_freed();
         }
         found
+    }
+
+    /// Whether a process that is dead has chunks in hand. One system call for each process that has.
+    #[cold]
+    pub(crate) fn is_hoard_of_the_dead(&self) -> bool {
+        let Some(bulk) = &self.bulk else {
+            return false;
+        };
+        let mut asked = vec![false; usize::from(MAX_PARTICIPANTS) + 1];
+        bulk.chunks().owners().any(|owner| {
+            let known = std::mem::replace(&mut asked[usize::from(owner)], true);
+            !known && owner != self.me() && self.segment().is_dead(owner)
+        })
     }
 
     /// Looks after everything that could keep chunks from this process: the dead, and what they left.

@@ -201,12 +201,12 @@ impl<'q> Grant<'q> {
     ///
     /// # Errors
     ///
-    /// [`SendError`] with the grant: no receiver is left.
-    pub fn commit(mut self) -> Result<(), SendError<Self>> {
+    /// [`SendError`]: no receiver is left. The grant is dropped then; [`Grant::commit_timeout`] would hand it back.
+    pub fn commit(mut self) -> Result<(), SendError<()>> {
         loop {
             match self.push(Patience::Forever) {
                 Ok(()) => return Ok(()),
-                Err(Unsent::Failed(failure)) => return Err(SendError::from_failure(failure, self)),
+                Err(Unsent::Failed(failure)) => return Err(SendError::from_failure(failure, ())),
                 Err(Unsent::Late) => {}
             }
         }

@@ -387,6 +387,13 @@ impl<'m> Chunks<'m> {
         found
     }
 
+    /// Who has runs in hand, one item for each run. May be stale at once.
+    pub fn owners(&self) -> impl Iterator<Item = u16> + '_ {
+        // Relaxed: stale at once anyway.
+        let words = self.words.iter().map(|word| Word(word.load(Relaxed)));
+        words.filter(|word| word.is(State::Owned) || word.is(State::Taken)).map(Word::owner)
+    }
+
     /// Whether the chunk is nobody's. May be stale at once.
     pub fn is_free(&self, index: usize) -> bool {
         // Relaxed: stale at once anyway.

@@ -97,7 +97,10 @@ impl End {
         let known = self.control().is_gone(self.side().other());
         match miss {
             Miss::Exhausted => return Err(Stop::Exhausted),
-            Miss::Nothing | Miss::Scarce if !known && !self.may_look() => return Err(Stop::Late),
+            Miss::Nothing if !known && !self.may_look() => return Err(Stop::Late),
+            Miss::Scarce if !known && !self.is_hoard_of_the_dead() && !self.may_look() => {
+                return Err(Stop::Late);
+            }
             Miss::Claimed(claim) if !known && !self.recover(claim) && !self.may_look() => {
                 return Err(Stop::Late);
             }

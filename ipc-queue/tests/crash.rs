@@ -14,7 +14,7 @@
 mod common;
 
 use common::{Peer, Reporter, child as child_of_test, was_killed, watchdog};
-use ipc_queue::{Receiver, RecvError, Sender, TryRecvError, TrySendError, bounded};
+use ipc_queue::{Receiver, RecvError, Sender, TryRecvError, TrySendError, bounded, builder};
 use serde::{Deserialize, Serialize};
 use shm_core::handle::SendSession;
 use std::collections::BTreeSet;
@@ -29,7 +29,31 @@ struct Message {
     from: u8,
     number: u32,
     copies: [u32; 8],
+    padding: Padding,
 }
+
+/// So many bytes, for messages that do not fit a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Padding(usize);
+
+impl Serialize for Padding {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&vec![7; self.0])
+    }
+}
+
+impl<'de> Deserialize<'de> for Padding {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bytes = <&[u8]>::deserialize(deserializer)?;
+        assert!(bytes.iter().all(|byte| *byte == 7), "a torn message");
+        Ok(Self(bytes.len()))
+    }
+}
+
+/// Three chunks.
+const LARGE: usize = 150_000;
+/// Three of these are more than may lie idle.
+const HUGE: usize = 6 << 20;
 
 const PARENT: u8 = 0;
 const FORERUNNER: u8 = 1;
@@ -38,7 +62,11 @@ const SURVIVOR: u8 = 3;
 
 impl Message {
     fn new(from: u8, number: u32) -> Self {
-        Self { from, number, copies: [number; 8] }
+        Self::padded(from, number, 0)
+    }
+
+    fn padded(from: u8, number: u32, padding: usize) -> Self {
+        Self { from, number, copies: [number; 8], padding: Padding(padding) }
     }
 
     /// Who sent it, and which one it is; after checking that it is whole.
@@ -52,27 +80,29 @@ impl Message {
 /// What a child does. It reports the number of each send that returned, and each message that it received.
 #[derive(Serialize, Deserialize)]
 enum Orders {
-    Send { from: u8, count: u32, batch: u32, sender: Sender<Message> },
+    Send { from: u8, padding: usize, count: u32, batch: u32, sender: Sender<Message> },
     Receive { count: usize, batch: usize, receiver: Receiver<Message> },
 }
 
 #[test]
 fn child() {
     child_of_test(|orders, reporter| match orders {
-        Orders::Send { from, count, batch, sender } => send_all(&sender, from, count, batch, reporter),
+        Orders::Send { from, padding, count, batch, sender } => {
+            send_all(&sender, (from, padding), count, batch, reporter);
+        }
         Orders::Receive { count, batch, receiver } => receive_all(&receiver, count, batch, reporter),
     });
 }
 
-fn send_all(sender: &Sender<Message>, from: u8, count: u32, batch: u32, reporter: &Reporter) {
+fn send_all(sender: &Sender<Message>, (from, padding): (u8, usize), count: u32, batch: u32, reporter: &Reporter) {
     let mut next = 0;
     while next < count {
         let numbers = next..count.min(next + batch);
         next = numbers.end;
         match batch {
-            1 => sender.send(Message::new(from, numbers.start)).expect("sent"),
+            1 => sender.send(Message::padded(from, numbers.start, padding)).expect("sent"),
             _ => {
-                let messages: Vec<_> = numbers.clone().map(|number| Message::new(from, number)).collect();
+                let messages: Vec<_> = numbers.clone().map(|n| Message::padded(from, n, padding)).collect();
                 sender.send_batch(messages).expect("sent");
             }
         }
@@ -88,7 +118,9 @@ fn receive_all(receiver: &Receiver<Message>, count: usize, batch: usize, reporte
             _ => receiver.recv_batch(batch.min(count - received)).expect("messages"),
         };
         received += messages.len();
-        messages.iter().for_each(|message| reporter.report(message));
+        // A report has little room; what was padding has been checked.
+        let short = |message: &Message| Message { padding: Padding(0), ..*message };
+        messages.iter().for_each(|message| reporter.report(&short(message)));
     }
 }
 
@@ -114,6 +146,8 @@ struct Death<'a> {
 #[derive(Clone, Copy, Debug)]
 struct Scenario<'a> {
     capacity: usize,
+    /// Of every message.
+    padding: usize,
     /// Messages that this process has queued before.
     queued: u32,
     forerunner: Option<Death<'a>>,
@@ -134,30 +168,44 @@ fn scenarios(point: &str) -> Vec<Scenario<'_>> {
     // A producer with room for all it sends; a consumer with enough to take.
     let producer = |part, passage| Scenario {
         capacity: 16,
+        padding: 0,
         queued: 0,
         forerunner: None,
         victim: at(part, point, passage),
     };
     let consumer = |part, passage| Scenario {
         capacity: 8,
+        padding: 0,
         queued: 8,
         forerunner: None,
         victim: at(part, point, passage),
     };
     // A dead producer's unfinished batch in front of a consumer, or around the whole ring in front of a producer.
     let unfinished = at(IN_BATCHES, "ring.push.written", 1);
-    let consumer_after_death =
-        |part| Scenario { capacity: 8, queued: 0, forerunner: Some(unfinished), victim: at(part, point, 1) };
-    let producer_after_death =
-        |part| Scenario { capacity: 4, queued: 0, forerunner: Some(unfinished), victim: at(part, point, 1) };
+    let after_death = |capacity, part| Scenario {
+        capacity,
+        padding: 0,
+        queued: 0,
+        forerunner: Some(unfinished),
+        victim: at(part, point, 1),
+    };
+    let consumer_after_death = |part| after_death(8, part);
+    let producer_after_death = |part| after_death(4, part);
     // A dead consumer's batch in front of a producer.
     let producer_after_dead_consumer = |part| Scenario {
         capacity: 3,
+        padding: 0,
         queued: 3,
         forerunner: Some(at(TAKES_BATCHES, "ring.pop.read", 1)),
         victim: at(part, point, 1),
     };
-    match point {
+    // Messages in chunks; each is a step of its own.
+    let large = |scenario| Scenario { padding: LARGE, ..scenario };
+    let lost_before = Some(at(ONE_BY_ONE, "chunks.tail_claimed", 2));
+    let lost_queued = Some(at(ONE_BY_ONE, "ring.push.written", 1));
+    let lost_taken = Some(at(TAKES_ONE_BY_ONE, "ring.pop.read", 1));
+    let lost_untaken = Some(at(TAKES_ONE_BY_ONE, "ring.pop.claimed", 1));
+    let mut scenarios = match point {
         "ring.push.before_claim" | "ring.push.claimed" | "ring.push.written" | "ring.push.published" => {
             vec![producer(ONE_BY_ONE, 1), producer(ONE_BY_ONE, 4), producer(IN_BATCHES, 2)]
         }
@@ -190,8 +238,38 @@ fn scenarios(point: &str) -> Vec<Scenario<'_>> {
         "segment.attach.locked" | "segment.attach.entered" | "segment.detach.freed" => {
             vec![producer(ONE_BY_ONE, 1), consumer(TAKES_ONE_BY_ONE, 1)]
         }
+        "chunks.claimed" | "chunks.queued" | "queue.bulk.committed" => {
+            vec![large(producer(ONE_BY_ONE, 1)), large(producer(ONE_BY_ONE, 4))]
+        }
+        "chunks.tail_claimed" => vec![large(producer(ONE_BY_ONE, 1)), large(producer(ONE_BY_ONE, 6))],
+        "chunks.taken" => {
+            vec![large(consumer(TAKES_ONE_BY_ONE, 1)), large(consumer(TAKES_BATCHES, 2))]
+        }
+        "chunks.tail_freed" | "chunks.freed" => vec![
+            large(consumer(TAKES_ONE_BY_ONE, 1)),
+            large(consumer(TAKES_ONE_BY_ONE, 4)),
+            large(consumer(TAKES_BATCHES, 2)),
+        ],
+        "queue.bulk.trimming" => {
+            vec![Scenario { padding: HUGE, capacity: 4, queued: 4, ..consumer(TAKES_ONE_BY_ONE, 1) }]
+        }
+        "queue.sweep.chunks" => vec![
+            consumer_after_death(TAKES_ONE_BY_ONE),
+            producer_after_dead_consumer(ONE_BY_ONE),
+            Scenario { forerunner: lost_queued, ..large(consumer_after_death(TAKES_ONE_BY_ONE)) },
+            Scenario { forerunner: lost_untaken, ..large(producer_after_dead_consumer(ONE_BY_ONE)) },
+            Scenario { forerunner: lost_taken, ..large(producer_after_dead_consumer(ONE_BY_ONE)) },
+            Scenario { forerunner: lost_before, capacity: 1, ..large(producer_after_death(ONE_BY_ONE)) },
+        ],
         _ => Vec::new(),
+    };
+    if ["ring.push.claimed", "ring.push.written", "ring.push.published"].contains(&point) {
+        scenarios.extend([large(producer(ONE_BY_ONE, 1)), large(producer(ONE_BY_ONE, 4))]);
     }
+    if ["ring.pop.claimed", "ring.pop.read", "ring.pop.released"].contains(&point) {
+        scenarios.extend([large(consumer(TAKES_ONE_BY_ONE, 1)), large(consumer(TAKES_BATCHES, 2))]);
+    }
+    scenarios
 }
 
 /// What is known about the messages of a scenario.
@@ -262,28 +340,33 @@ const SURVIVORS_MESSAGES: u32 = 20;
 impl Scenario<'_> {
     fn play(&self) {
         println!("{self:?}");
-        let (sender, receiver) = bounded::<Message>(self.capacity).expect("a queue");
+        let chunk = 65_536;
+        // Exactly what so many messages need: the end shows whether some is lost.
+        let budget = self.capacity * (self.padding + 100).div_ceil(chunk) * chunk;
+        let queue = builder::<Message>().capacity(self.capacity).byte_budget(budget).build();
+        let (sender, receiver) = queue.expect("a queue");
+        let new = |number| Message::padded(PARENT, number, self.padding);
         let mut books = Books::default();
         // Some laps first, so that laps and slot numbers differ from the start.
         for number in 0..self.capacity * 2 + 1 {
             let number = u32::try_from(number).expect("few");
-            sender.send(Message::new(PARENT, number)).expect("sent");
+            sender.send(new(number)).expect("sent");
             assert_eq!(receiver.recv().expect("a message").number, number);
         }
         for number in 0..self.queued {
-            sender.send(Message::new(PARENT, number)).expect("sent");
+            sender.send(new(number)).expect("sent");
             books.sent.insert((PARENT, number));
         }
         for (from, death) in [(FORERUNNER, self.forerunner), (VICTIM, Some(self.victim))] {
             if let Some(death) = death {
                 let point = format!("{}:{}", death.crash_point, death.passage);
-                let peer = Peer::start(&death.part.orders(from, &sender, &receiver), Some(&point));
+                let peer = Peer::start(&death.part.orders((from, self.padding), &sender, &receiver), Some(&point));
                 books.enter_dead(from, death, peer);
             }
         }
 
         let survivor = Part::Sends { count: SURVIVORS_MESSAGES, batch: 3 };
-        let peer = Peer::start(&survivor.orders(SURVIVOR, &sender, &receiver), None);
+        let peer = Peer::start(&survivor.orders((SURVIVOR, self.padding), &sender, &receiver), None);
         let last = (SURVIVOR, SURVIVORS_MESSAGES - 1);
         let mut messages = Vec::new();
         while messages.last().copied().map(Message::checked) != Some(last) {
@@ -304,7 +387,7 @@ impl Scenario<'_> {
     }
 
     fn assert_all_slots_are_usable(&self, sender: &Sender<Message>, receiver: &Receiver<Message>) {
-        let message = |number: usize| Message::new(PARENT, u32::try_from(number).expect("few"));
+        let message = |number: usize| Message::padded(PARENT, u32::try_from(number).expect("few"), self.padding);
         for number in 0..self.capacity {
             let sent = sender.try_send(message(number));
             assert!(sent.is_ok(), "no room for number {number}: {sent:?}");
@@ -318,9 +401,14 @@ impl Scenario<'_> {
 }
 
 impl Part {
-    fn orders(self, from: u8, sender: &Sender<Message>, receiver: &Receiver<Message>) -> Orders {
+    fn orders(
+        self,
+        (from, padding): (u8, usize),
+        sender: &Sender<Message>,
+        receiver: &Receiver<Message>,
+    ) -> Orders {
         match self {
-            Self::Sends { count, batch } => Orders::Send { from, count, batch, sender: sender.clone() },
+            Self::Sends { count, batch } => Orders::Send { from, padding, count, batch, sender: sender.clone() },
             Self::Receives { count, batch } => Orders::Receive { count, batch, receiver: receiver.clone() },
         }
     }
@@ -365,7 +453,7 @@ fn survivors_finish_after_a_death_at_every_point_of_the_handles() {
     let all = points_in_sources();
     assert!(ring.iter().all(|point| all.contains(*point)), "the ring lists points that it has not");
     // Those of messages with handles are passed in `handles.rs`, the others in the tests of `shm-core`.
-    let others = ["segment.inherit.", "broker.", "queue.parcel.", "named."];
+    let others = ["segment.inherit.", "broker.", "queue.parcel.", "named.", "chunks.returned"];
     let elsewhere = |point: &&String| {
         ring.contains(point.as_str()) || others.iter().any(|prefix| point.starts_with(prefix))
     };
@@ -378,7 +466,7 @@ fn survivors_finish_after_a_death_at_every_point_of_the_handles() {
 
 /// Starts a sender that dies with its first claim, and waits for its end.
 fn die_with_a_claim(sender: &Sender<Message>) {
-    let orders = Orders::Send { from: VICTIM, count: 1, batch: 1, sender: sender.clone() };
+    let orders = Orders::Send { from: VICTIM, padding: 0, count: 1, batch: 1, sender: sender.clone() };
     let victim = Peer::start(&orders, Some("ring.push.claimed"));
     assert!(was_killed(victim.wait()));
 }

@@ -1,4 +1,4 @@
-//! Models of the ring and of parking on it: every interleaving and every stale read that the memory model allows,
+//! Models of the ring, of parking on it and of the chunks beside it: every interleaving and every stale read that the memory model allows,
 //! within the preemption bound, on the real code.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test --profile loom -p ipc-queue --test loom`
@@ -8,9 +8,12 @@
 #![cfg(loom)]
 #![allow(clippy::cast_possible_truncation, reason = "small numbers")]
 
+#[path = "loom/chunks.rs"]
+mod chunks;
 #[path = "loom/death.rs"]
 mod death;
 
+use chunks::*;
 use death::*;
 use ipc_queue::ring::{Claim, Cursor, Layout, Memory, ORDERINGS, PopError, PushError, Ring, Step};
 use shm_core::sync::Ordering::{Acquire, Relaxed, Release};
@@ -472,6 +475,12 @@ models! {
     a_sleeper_is_woken
     two_sleepers_are_woken_by_two_messages
     closing_wakes_every_sleeper
+    chunks_pass_from_one_owner_to_the_next
+    overlapping_claims_share_nothing
+    a_collector_frees_only_what_is_lost
+    what_a_collector_frees_can_be_used_again
+    a_sweep_frees_what_the_dead_had
+    a_message_given_back_is_whole
 }
 
 /// Which model notices which weakened ordering, and as what.
@@ -487,12 +496,19 @@ const CONTROLS: &[(&str, fn(), &str)] = &[
     ("ring.recover.interior", a_recovered_message_of_a_batch_was_read, RACE),
     ("ring.recover.header", a_sweep_hands_the_slot_of_a_dead_reader_on, RACE),
     ("ring.released", a_released_message_was_read, RACE),
+    ("chunks.look", chunks_pass_from_one_owner_to_the_next, RACE),
+    ("chunks.free", chunks_pass_from_one_owner_to_the_next, RACE),
+    ("chunks.queue", a_collector_frees_only_what_is_lost, FREED),
+    ("chunks.take", a_collector_frees_only_what_is_lost, FREED),
+    ("chunks.return", a_message_given_back_is_whole, RACE),
     ("light_fence", a_sleeper_is_woken, STUCK),
     ("heavy_fence", a_sleeper_is_woken, STUCK),
 ];
 
 /// Loom's words for a payload that two use at once, and for a sleeper that nobody wakes.
 const RACE: &str = "Causality violation";
+/// Ours for a message whose memory is freed before it was received.
+const FREED: &str = "a living message is freed";
 const STUCK: &str = "deadlock";
 
 /// The ordering that [`control`] weakens, if it is run by the test below.
@@ -501,7 +517,7 @@ const WEAKEN: &str = "RING_MODEL_WEAKEN";
 /// A deadlock in a model aborts the process, so each control has one of its own.
 #[test]
 fn each_weakened_ordering_is_caught() {
-    for name in ORDERINGS {
+    for name in ORDERINGS.iter().chain(ipc_queue::chunks::ORDERINGS) {
         assert!(CONTROLS.iter().any(|(control, ..)| control == name), "no control for {name}");
     }
     for (name, _, symptom) in CONTROLS {

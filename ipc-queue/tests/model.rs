@@ -1,10 +1,11 @@
 //! Explores every interleaving of the queue's protocols, with a crash before every step.
 //!
-//! Three models, each with small bounds and a sequentially consistent memory (weak memory is the business of the
+//! Four models, each with small bounds and a sequentially consistent memory (weak memory is the business of the
 //! loom models, on the real code):
 //!
 //! * `model/ring.rs`, `model/turn.rs`: the ring itself, single messages and batches, deaths and recovery;
 //! * `model/parking.rs`: how sleepers are woken;
+//! * `model/chunks.rs`: the chunks in which large messages lie, deaths and sweeps;
 //! * `model/disconnect.rs`: how the end of the last sender or receiver is noticed.
 //!
 //! A model is worth something only if it notices mistakes. So each design rule is broken once, in a *control*,
@@ -12,6 +13,8 @@
 //!
 //! Numbers of states are asserted too: a change that makes a model explore less must not pass unseen.
 
+#[path = "model/chunks.rs"]
+mod chunks;
 #[path = "model/disconnect.rs"]
 mod disconnect;
 #[path = "model/explore.rs"]
@@ -23,6 +26,7 @@ mod ring;
 #[path = "model/turn.rs"]
 mod turn;
 
+use chunks::Chunks;
 use disconnect::Disconnect;
 use explore::{Outcome, assert_breaks, assert_sound, assert_wedges, explore};
 use parking::Parking;
@@ -310,5 +314,87 @@ mod disconnect_scan {
             let uses_epoch = false;
             assert_breaks(&Disconnect { crashes, uses_epoch }, "a living side is called gone");
         }
+    }
+}
+
+mod chunk_protocol {
+    use super::*;
+    use chunks::Control;
+
+    /// Two producers with runs of these lengths, two messages each.
+    fn chunks(count: usize, lengths: [u8; 2], crashes: u8) -> Chunks {
+        Chunks { chunks: count, lengths, messages: 2, crashes, control: None }
+    }
+
+    #[test]
+    fn loses_no_chunk_and_no_message() {
+        assert_sound(&chunks(2, [1, 2], 1), 1);
+        assert_sound(&chunks(3, [2, 2], 1), 1);
+        assert_sound(&Chunks { messages: 1, ..chunks(3, [2, 2], 2) }, 1);
+        assert_sound(&chunks(2, [2, 0], 2), 1);
+    }
+
+    #[track_caller]
+    fn broken(control: Control, right: Chunks) -> Chunks {
+        assert!(matches!(explore(&right).outcome, Outcome::Sound));
+        Chunks { control: Some(control), ..right }
+    }
+
+    #[test]
+    fn loses_chunks_without_a_sweep() {
+        assert_wedges(&broken(Control::NoSweep, chunks(2, [2, 0], 1)));
+    }
+
+    #[test]
+    fn loses_chunks_without_a_collection() {
+        assert_wedges(&broken(Control::NoCollect, chunks(2, [2, 0], 1)));
+    }
+
+    #[test]
+    fn frees_living_messages_without_a_look_at_the_tag() {
+        let model = broken(Control::NoTagCheck, chunks(2, [2, 0], 0));
+        assert_breaks(&model, "a published message has lost its run");
+    }
+
+    #[test]
+    fn frees_the_next_message_without_generations() {
+        let model = broken(Control::NoGeneration, chunks(2, [2, 0], 0));
+        assert_breaks(&model, "a published message has lost its run");
+    }
+
+    #[test]
+    fn frees_chunks_of_others_if_the_head_goes_first() {
+        let model = broken(Control::HeadFreedFirst, chunks(3, [2, 2], 0));
+        assert_breaks(&model, "a message is torn");
+    }
+
+    #[test]
+    fn frees_living_messages_if_the_sweep_takes_what_is_queued() {
+        let model = broken(Control::SweepsQueued, chunks(2, [2, 0], 1));
+        assert_breaks(&model, "a published message has lost its run");
+    }
+
+    #[test]
+    fn frees_chunks_of_others_if_the_sweep_takes_any_tail() {
+        let model = broken(Control::SweepsAnyTail, chunks(2, [2, 1], 1));
+        assert_breaks(&model, "a published message has lost its run");
+    }
+
+    #[test]
+    fn publishes_messages_without_a_run_if_the_slot_goes_first() {
+        let model = broken(Control::PublishesFirst, chunks(2, [2, 0], 0));
+        assert_breaks(&model, "a published message has lost its run");
+    }
+
+    #[test]
+    fn frees_living_messages_if_the_tag_comes_after_the_word() {
+        let model = broken(Control::TagsLast, chunks(2, [2, 0], 0));
+        assert_breaks(&model, "a published message has lost its run");
+    }
+
+    #[test]
+    fn frees_what_is_being_taken_if_the_slot_is_released_first() {
+        let model = broken(Control::ReleasesFirst, chunks(2, [2, 0], 0));
+        assert_breaks(&model, "a published message has lost its run");
     }
 }
