@@ -387,6 +387,12 @@ impl Scenario<'_> {
     }
 
     fn assert_all_slots_are_usable(&self, sender: &Sender<Message>, receiver: &Receiver<Message>) {
+        if self.padding > 0 {
+            // One that needs every chunk.
+            let all = Message::padded(PARENT, 0, sender.max_message_len() - 100);
+            sender.try_send(all).expect("no chunk is lost");
+            assert_eq!(receiver.try_recv().ok(), Some(all));
+        }
         let message = |number: usize| Message::padded(PARENT, u32::try_from(number).expect("few"), self.padding);
         for number in 0..self.capacity {
             let sent = sender.try_send(message(number));

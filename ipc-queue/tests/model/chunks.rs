@@ -465,7 +465,12 @@ impl Model for Chunks {
     }
 
     fn is_finished(&self, state: &State) -> bool {
-        let sent = [0, 1].into_iter().all(|me| state.is_dead(me) || state.producers[usize::from(me)].1 == 0);
+        // Without a consumer there may be no room for more.
+        let sent = [0, 1].into_iter().all(|me| {
+            let (at, left) = state.producers[usize::from(me)];
+            let waits = at == Producing::ClaimHead && (left == 0 || state.is_dead(CONSUMER));
+            state.is_dead(me) || waits
+        });
         let taken = state.is_dead(CONSUMER)
             || (state.consumer == Consuming::ClaimSlot && state.head == state.tail);
         // What is not free belongs to messages that wait for another consumer.
