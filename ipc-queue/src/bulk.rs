@@ -13,7 +13,9 @@
 //! run writes: after the memory is there, and before it is given back. So no access finds a page without memory, unless a
 //! process scribbles on the counts and the machine has no memory left.
 //!
-//! Whoever frees a run looks whether too much lies idle, and gives the memory of its own run back first.
+//! Whoever frees a run looks, once a second at most, whether too much lies idle. It gives the memory of its own run back,
+//! and that of free chunks behind all that were used since the last look; for these it claims them. So memory of a steady
+//! traffic stays, and that of an isolated large message goes at once.
 //!
 //! # Safety
 //!
@@ -33,6 +35,7 @@ use shm_core::segment::{MAX_PARTICIPANTS, Segment};
 use shm_core::sync::{AtomicU32, AtomicU64, Ordering};
 use std::cell::Cell;
 use std::fmt;
+use std::ops::Range;
 use std::ptr::NonNull;
 
 /// In the prefix of a slot: a [`Reference`] follows.
@@ -179,39 +182,58 @@ impl Bulk {
         Ok(())
     }
 
-    /// Gives memory of a run that is about to be freed back to the system, if otherwise too much would lie idle.
+    /// How many pages of idle memory are kept.
+    fn kept(&self) -> usize {
+        KEPT.max(self.place.len_bytes() / KEPT_SHARE) / PAGE
+    }
+
+    /// Gives memory back to the system, if otherwise too much would lie idle: that of a run that is about to be freed, and
+    /// that of chunks which nobody has used since the last time.
+    #[cold]
     fn trim(&self, segment: &Segment, control: &Control, run: &Run) {
-        let kept = KEPT.max(self.place.len_bytes() / KEPT_SHARE) / PAGE;
-        let resident = &control.freed.0.resident;
-        // Relaxed: about.
-        if resident.load(Ordering::Relaxed) <= kept as u64 {
-            return;
-        }
         let chunks = self.chunks();
-        let all = (0..self.place.count).map(|index| (index, self.pages(index)));
         let (mut total, mut idle) = (0, 0);
-        for (index, pages) in all {
+        for index in 0..self.place.count {
+            let pages = self.pages(index);
             total += pages;
             idle += if chunks.is_free(index) { pages } else { 0 };
         }
-        let own: usize = (run.head()..run.head() + run.len()).map(|index| self.pages(index)).sum();
-        let mut excess = (idle + own).saturating_sub(kept).min(own);
-        let mut first = run.head() + run.len();
-        let end = self.offset(first);
-        while excess > 0 && first > run.head() {
+        let own = run.head()..run.head() + run.len();
+        idle += own.clone().map(|index| self.pages(index)).sum::<usize>();
+        let mut first = own.end;
+        while idle > self.kept() && first > own.start {
             first -= 1;
             let pages = self.pages(first);
-            self.set_pages(first, 0);
-            excess = excess.saturating_sub(pages);
-            total -= pages;
+            (total, idle) = (total - pages, idle - pages);
         }
-        resident.store(total as u64, Ordering::Relaxed);
-        let start = self.offset(first);
-        if start < end {
-            crash_point!("queue.bulk.trimming");
-            // If it fails, the memory stays.
-            let _ = segment.release(start, end - start);
+        self.give_back(segment, first..own.end);
+        // Relaxed: about.
+        let high = control.freed.0.high.swap(0, Ordering::Relaxed);
+        let high = usize::try_from(high).unwrap_or(usize::MAX);
+        for index in (high.min(self.place.count)..self.place.count).rev() {
+            let pages = self.pages(index);
+            if idle <= self.kept() || pages == 0 {
+                continue;
+            }
+            if let Some(run) = chunks.claim_one(segment.participant(), index) {
+                self.give_back(segment, index..index + 1);
+                chunks.release(run);
+                (total, idle) = (total - pages.min(total), idle - pages.min(idle));
+            }
         }
+        control.freed.0.resident.store(total as u64, Ordering::Relaxed);
+    }
+
+    /// Gives the memory of chunks that are this process's back to the system.
+    fn give_back(&self, segment: &Segment, chunks: Range<usize>) {
+        if chunks.is_empty() {
+            return;
+        }
+        chunks.clone().for_each(|index| self.set_pages(index, 0));
+        crash_point!("queue.bulk.trimming");
+        let start = self.offset(chunks.start);
+        // If it fails, the memory stays.
+        let _ = segment.release(start, self.offset(chunks.end) - start);
     }
 }
 
@@ -334,6 +356,11 @@ impl End {
             attempt().or_else(|_| self.retry_on(&freed.line, miss, patience, attempt))
         });
         let run = claimed.map_err(Denied::Stop)?;
+        let end = (run.head() + run.len()) as u64;
+        // Relaxed: about. A look first, because it seldom rises.
+        if freed.high.load(Ordering::Relaxed) < end {
+            freed.high.fetch_max(end, Ordering::Relaxed);
+        }
         let committed = bulk.commit(self.segment(), self.control(), &run, len);
         let held = self.hold(Bulky { run, len });
         committed.map(|()| held).map_err(|()| Denied::OutOfMemory)
@@ -347,7 +374,11 @@ impl End {
     /// Frees a run of this process.
     fn free(&self, run: Run) {
         if let Some(bulk) = &self.bulk {
-            bulk.trim(self.segment(), self.control(), &run);
+            // Relaxed: about.
+            let resident = self.control().freed.0.resident.load(Ordering::Relaxed);
+            if resident > bulk.kept() as u64 && self.may_trim() {
+                bulk.trim(self.segment(), self.control(), &run);
+            }
             bulk.chunks().release(run);
             self.control().note_freed();
         }

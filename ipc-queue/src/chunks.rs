@@ -239,6 +239,11 @@ impl<'m> Chunks<'m> {
         Err(scarce)
     }
 
+    /// Claims this one chunk if it is free.
+    pub fn claim_one(&self, me: u16, index: usize) -> Option<Run> {
+        (self.is_free(index)).then(|| self.claim_at(me, 1, index).ok()).flatten()
+    }
+
     /// The last chunk of these that is not free: no run starts before it.
     fn last_taken(&self, head: usize, len: usize) -> Option<usize> {
         // Relaxed: a look before the claim, which looks again.

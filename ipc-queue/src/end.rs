@@ -45,6 +45,8 @@ pub(crate) struct End {
     pub(crate) pace: Pace,
     /// When this handle last looked whether the other side is alive, in microseconds since `born`.
     looked: AtomicU64,
+    /// When this handle last looked at what lies idle, likewise.
+    trimmed: AtomicU64,
     born: Instant,
     segment: Arc<Segment>,
 }
@@ -231,6 +233,7 @@ impl End {
             far: Cursor::new(),
             pace: Pace::new(),
             looked: AtomicU64::new(0),
+            trimmed: AtomicU64::new(0),
             born: Instant::now(),
             segment: Arc::clone(segment),
         };
@@ -444,12 +447,21 @@ impl End {
 
     /// Whether it is time for a handle that does not sleep to ask the system about the other side.
     pub(crate) fn may_look(&self) -> bool {
+        self.is_due(&self.looked, POLLERS_LOOK_MICROS)
+    }
+
+    /// Whether it is time to look at what lies idle.
+    pub(crate) fn may_trim(&self) -> bool {
+        self.is_due(&self.trimmed, TRIM_MICROS)
+    }
+
+    fn is_due(&self, last: &AtomicU64, period: u64) -> bool {
         // Relaxed: how often to look is a matter of cost only.
         let now = u64::try_from(self.born.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let before = self.looked.load(Ordering::Relaxed);
-        let due = before == 0 || now.saturating_sub(before) >= POLLERS_LOOK_MICROS;
+        let before = last.load(Ordering::Relaxed);
+        let due = before == 0 || now.saturating_sub(before) >= period;
         if due {
-            self.looked.store(now.max(1), Ordering::Relaxed);
+            last.store(now.max(1), Ordering::Relaxed);
         }
         due
     }
@@ -457,6 +469,8 @@ impl End {
 
 /// How often a handle that only polls, or finds room all the time, asks the system whether the other side is alive.
 const POLLERS_LOOK_MICROS: u64 = 1000;
+/// How often a handle looks at most whether memory lies idle. What was in use in between is kept.
+const TRIM_MICROS: u64 = 1_000_000;
 
 impl Clone for End {
     fn clone(&self) -> Self {
@@ -471,6 +485,7 @@ impl Clone for End {
             far: self.far.clone(),
             pace: Pace::new(),
             looked: AtomicU64::new(0),
+            trimmed: AtomicU64::new(0),
             born: Instant::now(),
             segment: Arc::clone(&self.segment),
         };

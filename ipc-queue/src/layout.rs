@@ -161,6 +161,8 @@ pub(crate) struct Freed {
     pub(crate) count: AtomicU32,
     /// Pages of all chunks that have memory behind them: about, because processes die between doing and counting.
     pub(crate) resident: AtomicU64,
+    /// Behind the last chunk that was claimed since somebody looked at what lies idle.
+    pub(crate) high: AtomicU64,
 }
 
 /// What one participant's process holds.

@@ -328,10 +328,10 @@ mod chunk_protocol {
 
     #[test]
     fn loses_no_chunk_and_no_message() {
-        assert_sound(&chunks(2, [1, 2], 1), 1);
-        assert_sound(&chunks(3, [2, 2], 1), 1);
-        assert_sound(&Chunks { messages: 1, ..chunks(3, [2, 2], 2) }, 1);
         assert_sound(&chunks(2, [2, 0], 2), 1);
+        assert_sound(&Chunks { messages: 1, ..chunks(2, [1, 2], 1) }, 1);
+        assert_sound(&Chunks { messages: 1, ..chunks(3, [2, 2], 1) }, 1);
+        assert_sound(&chunks(2, [1, 2], 1), 1);
     }
 
     #[track_caller]
@@ -375,7 +375,7 @@ mod chunk_protocol {
 
     #[test]
     fn frees_chunks_of_others_if_the_sweep_takes_any_tail() {
-        let model = broken(Control::SweepsAnyTail, chunks(2, [2, 1], 1));
+        let model = broken(Control::SweepsAnyTail, Chunks { messages: 1, ..chunks(2, [2, 1], 1) });
         assert_breaks(&model, "a published message has lost its run");
     }
 

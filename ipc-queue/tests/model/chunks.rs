@@ -203,6 +203,8 @@ impl Chunks {
                 go(next, Producing::GiveBack { head, next: tail - 1 });
             }
             Producing::GiveBack { head, next: tail } => {
+                // Nobody has seen these generations in a queued word: without them the model stays finite.
+                next.words[usize::from(head + tail)].generation -= 1;
                 match next.free_step(head, tail, tail + 1, None, false) {
                     Some(tail) => go(next, Producing::GiveBack { head, next: tail }),
                     None => go(next, Producing::ClaimHead),
