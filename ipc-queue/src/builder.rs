@@ -1,7 +1,7 @@
 //! Making queues.
 
-use crate::codec::{Codec, Encoding, Postcard, Verbatim};
 use crate::bytes;
+use crate::codec::{Codec, Encoding, Postcard, Verbatim};
 use crate::end::{End, Shape};
 use crate::error::Error;
 use crate::ring::MAX_PAYLOAD;
@@ -157,7 +157,7 @@ type Ends<T, C> = (Sender<T, C>, Receiver<T, C>);
 
 fn create<T, C: Codec<T>>(capacity: usize, slot_bytes: usize, budget: usize) -> Result<Ends<T, C>, Error> {
     let payload_len = C::payload_len(slot_bytes, budget);
-    let (sender, receiver) = End::pair(&Shape::of::<T, C>(), capacity, payload_len, budget)?;
+    let (sender, receiver) = End::pair(&Shape::of::<T, C>(), capacity, payload_len, budget, 0)?;
     Ok((Sender::new(sender), Receiver::new(receiver)))
 }
 
@@ -190,7 +190,7 @@ pub fn bounded_bytes(capacity: usize) -> Result<(BytesSender, BytesReceiver), Er
 
 /// Starts to describe a queue of bytes.
 pub fn bytes_builder() -> BytesBuilder {
-    BytesBuilder { capacity: DEFAULT_CAPACITY, byte_budget: DEFAULT_BYTE_BUDGET }
+    BytesBuilder { capacity: DEFAULT_CAPACITY, byte_budget: DEFAULT_BYTE_BUDGET, chunk_bytes: 0 }
 }
 
 /// Describes a queue of bytes; made by [`bytes_builder`].
@@ -198,6 +198,7 @@ pub fn bytes_builder() -> BytesBuilder {
 pub struct BytesBuilder {
     capacity: usize,
     byte_budget: usize,
+    chunk_bytes: usize,
 }
 
 impl BytesBuilder {
@@ -213,6 +214,14 @@ impl BytesBuilder {
         self
     }
 
+    /// How long a chunk is, rounded up to a power of two; 64 KiB, or a 4096th of the budget if that is more, if not set. A
+    /// message that fits one chunk is the cheapest: set this where most have the same length. Only pages that are used have
+    /// memory behind them.
+    pub fn chunk_bytes(mut self, chunk_bytes: usize) -> Self {
+        self.chunk_bytes = chunk_bytes;
+        self
+    }
+
     /// Creates the queue.
     ///
     /// # Errors
@@ -222,7 +231,8 @@ impl BytesBuilder {
         if self.byte_budget == 0 {
             return Err(Error::byte_budget(0));
         }
-        let (sender, receiver) = End::pair(&bytes::SHAPE, self.capacity, bytes::PAYLOAD, self.byte_budget)?;
+        let (sender, receiver) =
+            End::pair(&bytes::SHAPE, self.capacity, bytes::PAYLOAD, self.byte_budget, self.chunk_bytes)?;
         Ok((BytesSender::new(sender), BytesReceiver::new(receiver)))
     }
 }

@@ -170,7 +170,10 @@ impl Bulk {
         if segment.prefault(start, end - start).is_err() {
             // What is there in part is in no count: give it back.
             for index in first..chunks.end {
-                self.set_pages(index, self.pages(index).min((start.saturating_sub(self.offset(index))) / PAGE));
+                self.set_pages(
+                    index,
+                    self.pages(index).min((start.saturating_sub(self.offset(index))) / PAGE),
+                );
             }
             let _ = segment.release(start, end - start);
             return Err(());

@@ -75,13 +75,8 @@ const RUN_SHIFT: u32 = OWNER_SHIFT + OWNER_BITS;
 const GENERATION_SHIFT: u32 = RUN_SHIFT + RUN_BITS;
 
 /// Names of the accesses whose ordering matters; see `tests/loom.rs`.
-pub const ORDERINGS: &[&str] = &[
-    "chunks.look",
-    "chunks.free",
-    "chunks.queue",
-    "chunks.take",
-    "chunks.return",
-];
+pub const ORDERINGS: &[&str] =
+    &["chunks.look", "chunks.free", "chunks.queue", "chunks.take", "chunks.return"];
 
 /// Names of the steps at which a test can kill a process that uses chunks.
 #[cfg(feature = "crash-points")]
@@ -166,6 +161,11 @@ impl Run {
     /// How many chunks.
     pub fn len(&self) -> usize {
         self.word.run()
+    }
+
+    /// Never: a run has a head.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// Tells this claim of the head from every other.
@@ -315,7 +315,11 @@ impl<'m> Chunks<'m> {
         (0..self.count()).find_map(|head| {
             // SYNC chunk-return: pairs with `give_back`.
             let seen = Word(self.words[head].load(ordering("chunks.take", Acquire)));
-            if seen.is(State::Returned) && self.fits(head, seen) { self.take_seen(me, head, seen) } else { None }
+            if seen.is(State::Returned) && self.fits(head, seen) {
+                self.take_seen(me, head, seen)
+            } else {
+                None
+            }
         })
     }
 
@@ -355,7 +359,12 @@ impl<'m> Chunks<'m> {
             match (seen.state(), orphans) {
                 (Some(State::Taken), Orphan::Return) => {
                     // TAKEN(dead) => RETURNED. A repetition finds it done.
-                    let done = self.swap(head, seen, seen.to(State::Returned, 0), ordering("chunks.return", Release));
+                    let done = self.swap(
+                        head,
+                        seen,
+                        seen.to(State::Returned, 0),
+                        ordering("chunks.return", Release),
+                    );
                     returned += usize::from(done.is_ok());
                 }
                 (Some(State::Owned | State::Taken), _) => self.free(head, seen.run()),

@@ -88,7 +88,11 @@ pub trait Encoding<T> {
     fn room() -> Self::Room;
 
     /// Turns a value into a message; runs the user's code.
-    fn encode<'v>(value: &'v T, room: &'v mut Self::Room, limits: Limits) -> Result<Self::Staged<'v>, Refusal>;
+    fn encode<'v>(
+        value: &'v T,
+        room: &'v mut Self::Room,
+        limits: Limits,
+    ) -> Result<Self::Staged<'v>, Refusal>;
 
     /// Copies a message into a slot.
     ///

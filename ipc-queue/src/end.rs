@@ -182,17 +182,18 @@ fn spec(layout_hash: u64, body_len: usize) -> Spec {
 }
 
 impl End {
-    /// Creates a queue and its first two ends, with chunks of `budget` bytes in all.
+    /// Creates a queue and its first two ends, with chunks of `budget` bytes in all, each of at least `chunk_len`.
     pub(crate) fn pair(
         shape: &Shape,
         capacity: usize,
         payload_len: usize,
         budget: usize,
+        chunk_len: usize,
     ) -> Result<(Self, Self), Error> {
         let layout = Layout::new(capacity, payload_len)?;
         // Both numbers are far below usize::MAX: see the ring's limits.
         let ring_end = RING_START + layout.len_bytes();
-        let place = Placement::for_budget(ring_end, budget).ok_or(Error::byte_budget(budget))?;
+        let place = Placement::for_budget(ring_end, budget, chunk_len).ok_or(Error::byte_budget(budget))?;
         let segment = Segment::create_sparse(&spec(shape.layout, place.end), place.chunks, |body| {
             // SAFETY: the body is page-aligned, zeroed and long enough; zeroes are a valid control block.
             unsafe { body.cast::<Control>().as_ref() }.set_geometry(&layout, &place);

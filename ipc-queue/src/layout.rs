@@ -66,10 +66,11 @@ pub(crate) struct Placement {
 }
 
 impl Placement {
-    /// Chunks for so many bytes behind a ring that ends at `ring_end`; `None` if they do not fit into an address space.
-    pub(crate) fn for_budget(ring_end: usize, budget: usize) -> Option<Self> {
+    /// Chunks of at least such a length for so many bytes, behind a ring that ends at `ring_end`; `None` if they do not fit
+    /// into an address space.
+    pub(crate) fn for_budget(ring_end: usize, budget: usize, chunk_len: usize) -> Option<Self> {
         let share = budget.div_ceil(CHUNKS).checked_next_power_of_two()?;
-        let chunk_len = share.max(MIN_CHUNK);
+        let chunk_len = share.max(chunk_len.checked_next_power_of_two()?).max(MIN_CHUNK);
         Self::new(ring_end, budget.div_ceil(chunk_len), chunk_len)
     }
 

@@ -193,8 +193,12 @@ fn a_sleeping_sender_is_woken_by_room() {
 fn a_message_up_to_the_limit_fits() {
     let _dog = watchdog();
     for slot_bytes in [1, 100, 240, 256, 257, 5000] {
-        let (tx, rx) =
-            builder::<serde_bytes::Bytes>().capacity(2).slot_bytes(slot_bytes).byte_budget(0).build().expect("a queue");
+        let (tx, rx) = builder::<serde_bytes::Bytes>()
+            .capacity(2)
+            .slot_bytes(slot_bytes)
+            .byte_budget(0)
+            .build()
+            .expect("a queue");
         assert_eq!(tx.max_message_len(), slot_bytes);
         tx.send(serde_bytes::Bytes(slot_bytes)).expect("fits");
         assert_eq!(rx.recv().expect("received").0, slot_bytes);

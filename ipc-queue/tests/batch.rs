@@ -134,7 +134,8 @@ fn a_batch_received_with_a_deadline_is_what_came_in_time() {
 #[test]
 fn large_messages_come_in_batches_too() {
     let _dog = watchdog();
-    let (tx, rx) = builder::<Vec<u8>>().capacity(100).slot_bytes(1000).byte_budget(0).build().expect("a queue");
+    let (tx, rx) =
+        builder::<Vec<u8>>().capacity(100).slot_bytes(1000).byte_budget(0).build().expect("a queue");
     assert_eq!(rx.max_message_len(), 1000);
     assert!(rx.try_recv_batch(100).expect("nothing yet").is_empty());
     let messages: Vec<_> = (0..100_u8).map(|i| vec![i; 900]).collect();

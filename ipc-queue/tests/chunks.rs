@@ -55,9 +55,9 @@ fn a_claim_succeeds_exactly_if_so_many_neighbours_are_free_and_runs_never_overla
                     match chunks.claim(me, len) {
                         Ok(run) => {
                             assert_eq!(run.len(), len);
-                            for chunk in run.head()..run.head() + len {
-                                assert!(!std::mem::replace(&mut taken[chunk], true), "chunk {chunk} twice");
-                            }
+                            let ours = &mut taken[run.head()..run.head() + len];
+                            assert!(ours.iter().all(|taken| !taken), "a chunk twice: {run:?}");
+                            ours.fill(true);
                             held.push((me, run));
                         }
                         Err(scarce) => {
@@ -127,13 +127,16 @@ fn words_that_nobody_writes_lead_nowhere_outside() {
                 1 => chunks.take(1, dice.below(2 * count), word >> 33),
                 2 => chunks.take_returned(1),
                 _ => {
-                    chunks.sweep(dice.below(1024) as u16, if step % 2 == 0 { Orphan::Free } else { Orphan::Return });
+                    chunks.sweep(
+                        dice.below(1024) as u16,
+                        if step % 2 == 0 { Orphan::Free } else { Orphan::Return },
+                    );
                     chunks.collect(1, Orphan::Free, |ticket| ticket % 2 == 0);
                     None
                 }
             };
             if let Some(run) = run {
-                assert!(run.len() > 0 && run.head() + run.len() <= count, "{run:?} of {count}");
+                assert!(!run.is_empty() && run.head() + run.len() <= count, "{run:?} of {count}");
                 chunks.release(run);
             }
         }

@@ -94,7 +94,13 @@ fn child() {
     });
 }
 
-fn send_all(sender: &Sender<Message>, (from, padding): (u8, usize), count: u32, batch: u32, reporter: &Reporter) {
+fn send_all(
+    sender: &Sender<Message>,
+    (from, padding): (u8, usize),
+    count: u32,
+    batch: u32,
+    reporter: &Reporter,
+) {
     let mut next = 0;
     while next < count {
         let numbers = next..count.min(next + batch);
@@ -360,7 +366,8 @@ impl Scenario<'_> {
         for (from, death) in [(FORERUNNER, self.forerunner), (VICTIM, Some(self.victim))] {
             if let Some(death) = death {
                 let point = format!("{}:{}", death.crash_point, death.passage);
-                let peer = Peer::start(&death.part.orders((from, self.padding), &sender, &receiver), Some(&point));
+                let peer =
+                    Peer::start(&death.part.orders((from, self.padding), &sender, &receiver), Some(&point));
                 books.enter_dead(from, death, peer);
             }
         }
@@ -393,7 +400,8 @@ impl Scenario<'_> {
             sender.try_send(all).expect("no chunk is lost");
             assert_eq!(receiver.try_recv().ok(), Some(all));
         }
-        let message = |number: usize| Message::padded(PARENT, u32::try_from(number).expect("few"), self.padding);
+        let message =
+            |number: usize| Message::padded(PARENT, u32::try_from(number).expect("few"), self.padding);
         for number in 0..self.capacity {
             let sent = sender.try_send(message(number));
             assert!(sent.is_ok(), "no room for number {number}: {sent:?}");
@@ -414,7 +422,9 @@ impl Part {
         receiver: &Receiver<Message>,
     ) -> Orders {
         match self {
-            Self::Sends { count, batch } => Orders::Send { from, padding, count, batch, sender: sender.clone() },
+            Self::Sends { count, batch } => {
+                Orders::Send { from, padding, count, batch, sender: sender.clone() }
+            }
             Self::Receives { count, batch } => Orders::Receive { count, batch, receiver: receiver.clone() },
         }
     }

@@ -335,7 +335,8 @@ fn a_message_that_was_not_sent_holds_nothing() {
 #[test]
 fn handles_count_for_the_length_of_a_message() {
     let _dog = watchdog();
-    let (tx, _rx) = builder::<Sender<u64>>().capacity(1).slot_bytes(32).byte_budget(0).build().expect("a queue");
+    let (tx, _rx) =
+        builder::<Sender<u64>>().capacity(1).slot_bytes(32).byte_budget(0).build().expect("a queue");
     let (inner, _inner_rx) = bounded(1).expect("a queue");
     let error = tx.send(inner).expect_err("a claim has 40 bytes");
     assert!(matches!(error, SendError::TooLarge { len, limit: 32, .. } if len > 40));

@@ -328,10 +328,12 @@ mod chunk_protocol {
 
     #[test]
     fn loses_no_chunk_and_no_message() {
-        assert_sound(&chunks(2, [2, 0], 2), 1);
-        assert_sound(&Chunks { messages: 1, ..chunks(2, [1, 2], 1) }, 1);
-        assert_sound(&Chunks { messages: 1, ..chunks(3, [2, 2], 1) }, 1);
-        assert_sound(&chunks(2, [1, 2], 1), 1);
+        assert_sound(&chunks(2, [2, 0], 2), 6_754);
+        assert_sound(&Chunks { messages: 1, ..chunks(2, [1, 2], 1) }, 7_125);
+        assert_sound(&Chunks { messages: 1, ..chunks(3, [2, 2], 2) }, 145_135);
+        assert_sound(&chunks(2, [1, 2], 1), 124_090);
+        assert_sound(&chunks(2, [1, 2], 2), 837_518);
+        assert_sound(&chunks(3, [2, 2], 1), 1);
     }
 
     #[track_caller]

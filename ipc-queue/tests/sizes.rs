@@ -5,7 +5,9 @@
 mod common;
 
 use common::{Peer, child as child_of_test, was_killed, watchdog};
-use ipc_queue::{BytesReceiver, BytesSender, Receiver, Sender, bounded, bounded_bytes, builder, bytes_builder};
+use ipc_queue::{
+    BytesReceiver, BytesSender, Receiver, Sender, bounded, bounded_bytes, builder, bytes_builder,
+};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -195,6 +197,16 @@ fn bytes_go_to_another_process_and_back() {
     }
     drop(tx);
     assert!(echo.wait().success());
+}
+
+#[test]
+fn chunks_are_as_long_as_they_should_be() {
+    let (tx, rx) =
+        bytes_builder().capacity(9).byte_budget(4 * MIB).chunk_bytes(MIB - 5).build().expect("a queue");
+    (0..4_u8).for_each(|number| tx.try_send(&[number]).expect("four chunks"));
+    assert!(tx.try_send(&[4]).expect_err("no fifth").is_full());
+    assert_eq!(rx.try_recv().expect("received"), [0]);
+    tx.try_send(&pattern(MIB, 9)).expect("fits one");
 }
 
 #[test]

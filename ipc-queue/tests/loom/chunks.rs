@@ -1,7 +1,7 @@
 //! Models of the chunks in which large messages lie: the real code, over a ring of one slot per ticket that is abstracted to
 //! a flag.
 
-use super::{Arc, Acquire, AtomicBool, Release, UnsafeCell, thread};
+use super::{Acquire, Arc, AtomicBool, Release, UnsafeCell, thread};
 use ipc_queue::chunks::{Chunks, Orphan, Run};
 use shm_core::sync::{AtomicU32, AtomicU64};
 

@@ -102,13 +102,35 @@ enum Consuming {
 enum Cleaning {
     Idle,
     /// Slots are recovered; looks at this head.
-    Sweep { dead: u8, head: u8 },
+    Sweep {
+        dead: u8,
+        head: u8,
+    },
     /// Then goes on with the sweep.
-    SweepFree { dead: u8, head: u8, next: u8, run: u8 },
-    ReadTag { head: u8, seen: Word },
-    LookAtSlot { head: u8, seen: Word, tag: u8 },
-    Take { head: u8, seen: Word },
-    Free { head: u8, next: u8, run: u8 },
+    SweepFree {
+        dead: u8,
+        head: u8,
+        next: u8,
+        run: u8,
+    },
+    ReadTag {
+        head: u8,
+        seen: Word,
+    },
+    LookAtSlot {
+        head: u8,
+        seen: Word,
+        tag: u8,
+    },
+    Take {
+        head: u8,
+        seen: Word,
+    },
+    Free {
+        head: u8,
+        next: u8,
+        run: u8,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -154,7 +176,14 @@ impl State {
     }
 
     /// One step of freeing the run at `head`: `next` counts down from the last tail to the head. `None` when done.
-    fn free_step(&mut self, head: u8, next: u8, run: u8, control: Option<Control>, sweeps: bool) -> Option<u8> {
+    fn free_step(
+        &mut self,
+        head: u8,
+        next: u8,
+        run: u8,
+        control: Option<Control>,
+        sweeps: bool,
+    ) -> Option<u8> {
         let offset = if control == Some(Control::HeadFreedFirst) { run - 1 - next } else { next };
         let chunk = head + offset;
         let word = self.words[usize::from(chunk)];
@@ -233,7 +262,14 @@ impl Chunks {
             Producing::Tag { head, ticket } => {
                 next.tags[usize::from(head)] = ticket;
                 let last = self.has(Control::TagsLast);
-                go(next, if last { Producing::Publish { head, ticket } } else { Producing::Queue { head, ticket } });
+                go(
+                    next,
+                    if last {
+                        Producing::Publish { head, ticket }
+                    } else {
+                        Producing::Queue { head, ticket }
+                    },
+                );
             }
             Producing::Queue { head, ticket } => {
                 next.set(head, len, Is::Queued(me));
@@ -375,18 +411,24 @@ impl Chunks {
                     Is::Free | Is::Tail => false,
                 };
                 let run = word.run;
-                go(next, if theirs {
-                    Cleaning::SweepFree { dead, head, next: run - 1, run }
-                } else {
-                    Cleaning::Sweep { dead, head: head + 1 }
-                });
+                go(
+                    next,
+                    if theirs {
+                        Cleaning::SweepFree { dead, head, next: run - 1, run }
+                    } else {
+                        Cleaning::Sweep { dead, head: head + 1 }
+                    },
+                );
             }
             Cleaning::SweepFree { dead, head, next: chunk, run } => {
                 let left = next.free_step(head, chunk, run, self.control, true);
-                go(next, match left {
-                    Some(chunk) => Cleaning::SweepFree { dead, head, next: chunk, run },
-                    None => Cleaning::Sweep { dead, head: head + 1 },
-                });
+                go(
+                    next,
+                    match left {
+                        Some(chunk) => Cleaning::SweepFree { dead, head, next: chunk, run },
+                        None => Cleaning::Sweep { dead, head: head + 1 },
+                    },
+                );
             }
             Cleaning::ReadTag { head, seen } => {
                 let tag = state.tags[usize::from(head)];
@@ -430,9 +472,9 @@ impl Model for Chunks {
             slots: [Slot::Untouched; MAX_TICKETS],
             tail: 0,
             head: 0,
-            producers: self.lengths.map(|len| {
-                (Producing::ClaimHead, if len == 0 { 0 } else { self.messages })
-            }),
+            producers: self
+                .lengths
+                .map(|len| (Producing::ClaimHead, if len == 0 { 0 } else { self.messages })),
             consumer: Consuming::ClaimSlot,
             janitor: (FIRST_JANITOR, Cleaning::Idle),
             dead: 0,
@@ -453,7 +495,8 @@ impl Model for Chunks {
         if state.crashes == 0 {
             return;
         }
-        let dead = |process: u8| State { crashes: state.crashes - 1, dead: state.dead | 1 << process, ..*state };
+        let dead =
+            |process: u8| State { crashes: state.crashes - 1, dead: state.dead | 1 << process, ..*state };
         for me in [0, 1, CONSUMER].into_iter().filter(|&me| !state.is_dead(me)) {
             let idle = me != CONSUMER && state.producers[usize::from(me)].1 == 0;
             if !idle {
@@ -473,8 +516,8 @@ impl Model for Chunks {
             let waits = at == Producing::ClaimHead && (left == 0 || state.is_dead(CONSUMER));
             state.is_dead(me) || waits
         });
-        let taken = state.is_dead(CONSUMER)
-            || (state.consumer == Consuming::ClaimSlot && state.head == state.tail);
+        let taken =
+            state.is_dead(CONSUMER) || (state.consumer == Consuming::ClaimSlot && state.head == state.tail);
         // What is not free belongs to messages that wait for another consumer.
         let waits = |chunk: usize| {
             let word = state.words[chunk];
@@ -490,6 +533,10 @@ impl Model for Chunks {
             Slot::Full { head, .. } => waits(head.into()),
             _ => true,
         });
-        sent && taken && clean && published && state.janitor.1 == Cleaning::Idle && state.dead & !state.swept == 0
+        sent && taken
+            && clean
+            && published
+            && state.janitor.1 == Cleaning::Idle
+            && state.dead & !state.swept == 0
     }
 }
