@@ -33,7 +33,7 @@ pub(crate) struct End {
     control: NonNull<Control>,
     side: Side,
     /// Where messages lie that do not fit a slot, if the queue takes such.
-    pub(crate) bulk: Option<Bulk>,
+    pub(crate) bulk: Option<Arc<Bulk>>,
     /// The longest message that fits a slot, as the codec counts.
     limit: usize,
     /// The longest message.
@@ -227,7 +227,7 @@ impl End {
             ring: body.ring,
             control: body.control,
             side,
-            bulk: body.bulk,
+            bulk: body.bulk.map(Arc::new),
             limit,
             longest: limit.max(body.budget),
             cursor: Cursor::new(),
@@ -413,7 +413,7 @@ impl End {
     /// What comes with a message that is being taken. Before its slot is released.
     #[cold]
     fn take_special<T, C: Codec<T>>(&self, message: &mut C::Message) {
-        if let Some(reference) = self.bulk.and_then(|_| C::reference(message)) {
+        if let Some(reference) = self.bulk.as_ref().and_then(|_| C::reference(message)) {
             C::set_bulky(message, self.take_bulky(reference));
         }
         if C::has_handles(message) {
@@ -479,7 +479,7 @@ impl Clone for End {
             ring: self.ring,
             control: self.control,
             side: self.side,
-            bulk: self.bulk,
+            bulk: self.bulk.clone(),
             limit: self.limit,
             longest: self.longest,
             cursor: self.cursor.clone(),

@@ -333,7 +333,7 @@ mod chunk_protocol {
         assert_sound(&Chunks { messages: 1, ..chunks(3, [2, 2], 2) }, 145_135);
         assert_sound(&chunks(2, [1, 2], 1), 124_090);
         assert_sound(&chunks(2, [1, 2], 2), 837_518);
-        assert_sound(&chunks(3, [2, 2], 1), 1);
+        assert_sound(&chunks(3, [2, 2], 1), 450_787);
     }
 
     #[track_caller]

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 /// What a child does.
 #[derive(Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant, reason = "one of them is made per child")]
 enum Orders {
     /// Sends `from..from + count`, then reports 0 and waits for its end if it shall `stay`.
     Send {

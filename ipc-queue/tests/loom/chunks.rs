@@ -134,9 +134,8 @@ pub(super) fn overlapping_claims_share_nothing() {
             }
         }
     };
-    let other = spawn(&store, claimer(1, 2));
-    claimer(2, 2)(&store);
-    other.join().unwrap();
+    let claimers = [1, 2].map(|me| spawn(&store, claimer(me, 2)));
+    claimers.map(|claimer| claimer.join().unwrap());
     assert_eq!(store.chunks().in_use(), 0);
 }
 
@@ -148,8 +147,9 @@ pub(super) fn a_collector_frees_only_what_is_lost() {
     let run = store.take(2, 0);
     store.chunks().release(run);
     let sender = spawn(&store, |s| s.send(1, 1, 1, 11));
-    assert_eq!(store.collect(3), 0, "a living message is freed");
+    let collector = spawn(&store, |s| assert_eq!(s.collect(3), 0, "a living message is freed"));
     sender.join().unwrap();
+    collector.join().unwrap();
     let run = store.take(2, 1);
     store.assert_holds(&run, 11);
 }
@@ -162,15 +162,17 @@ pub(super) fn what_a_collector_frees_can_be_used_again() {
         s.write(&run, 10);
         s.chunks().queue(run, 0);
     });
-    store.released[0].store(true, Release);
-    let found = store.collect(2);
-    if found == 1 {
-        let run = store.claim(3, 1);
-        store.write(&run, 12);
-        store.chunks().release(run);
-    }
+    let collector = spawn(&store, |s| {
+        s.released[0].store(true, Release);
+        if s.collect(2) == 1 {
+            let run = s.claim(3, 1);
+            s.write(&run, 12);
+            s.chunks().release(run);
+        }
+    });
     sender.join().unwrap();
-    assert_eq!(found + store.collect(2), 1);
+    collector.join().unwrap();
+    store.collect(2);
     assert_eq!(store.chunks().in_use(), 0);
 }
 
@@ -183,11 +185,14 @@ pub(super) fn a_sweep_frees_what_the_dead_had() {
         std::mem::forget(run);
         s.die(1);
     });
-    if store.is_dead(1) {
-        store.chunks().sweep(1, Orphan::Free);
-        store.send(2, 1, 0, 12);
-    }
+    let survivor = spawn(&store, |s| {
+        if s.is_dead(1) {
+            s.chunks().sweep(1, Orphan::Free);
+            s.send(2, 1, 0, 12);
+        }
+    });
     victim.join().unwrap();
+    survivor.join().unwrap();
     store.chunks().sweep(1, Orphan::Free);
     assert!(store.chunks().in_use() <= 1);
 }
@@ -201,9 +206,12 @@ pub(super) fn a_message_given_back_is_whole() {
         s.write(&run, 13);
         s.chunks().give_back(run);
     });
-    if let Some(run) = store.chunks().take_returned(3) {
-        store.assert_holds(&run, 13);
-        store.chunks().release(run);
-    }
+    let next = spawn(&store, |s| {
+        if let Some(run) = s.chunks().take_returned(3) {
+            s.assert_holds(&run, 13);
+            s.chunks().release(run);
+        }
+    });
     first.join().unwrap();
+    next.join().unwrap();
 }
