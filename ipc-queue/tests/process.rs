@@ -8,7 +8,7 @@ mod common;
 use common::{Peer, Reporter, child as child_of_test, was_killed, watchdog};
 use ipc_queue::{
     PlainReceiver, PlainSender, Receiver, RecvTimeoutError, Sender, TryRecvError, TrySendError, bounded,
-    bounded_plain,
+    bounded_plain, builder,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::time::{ClockId, clock_gettime};
@@ -445,17 +445,20 @@ fn a_scribbling_process_makes_wrong_messages_and_nothing_worse() {
         random
     };
     for round in 0..300 {
-        let (tx, rx) = bounded::<String>(3).expect("a queue");
+        let budget = 4 << 16;
+        let (tx, rx) = builder::<String>().capacity(3).byte_budget(budget).build().expect("a queue");
         let session = SendSession::begin();
         postcard::to_stdvec(&tx).expect("in a session");
         let memory = session.finish().pop().expect("the queue's memory");
         let map = memmap2::MmapRaw::map_raw(&memory).expect("mapped");
-        // Behind the segment's own pages: control block, words, payloads.
+        // Behind the segment's own pages: control block, slots, words of chunks. Not the chunks: there is nothing to follow.
         let body = 20480;
+        let end = map.len() - budget;
         for _ in 0..=next() % 8 {
             let _ = tx.try_send("hello".into());
+            let _ = tx.try_send("x".repeat(70_000));
             for _ in 0..=next() % 40 {
-                let offset = body + next() as usize % (map.len() - body);
+                let offset = body + next() as usize % (end - body);
                 let byte = if round % 2 == 0 { next() as u8 } else { 1 << (next() % 8) };
                 // SAFETY: inside the mapping; nobody holds a reference into it.
                 unsafe { map.as_mut_ptr().add(offset).write_volatile(byte) };
@@ -464,6 +467,7 @@ fn a_scribbling_process_makes_wrong_messages_and_nothing_worse() {
             let _ = rx.try_recv_batch(9);
             let _ = rx.recv_timeout(Duration::from_micros(100));
             let _ = tx.send_timeout("world".into(), Duration::from_micros(100));
+            let _ = tx.send_timeout("x".repeat(1000), Duration::from_micros(100));
             let _ = (rx.len(), tx.is_full());
         }
     }
