@@ -3,6 +3,8 @@
 
 #[path = "model/barrier.rs"]
 mod barrier;
+#[path = "model/condvar.rs"]
+mod condvar;
 #[path = "../../ipc-queue/tests/model/explore.rs"]
 mod explore;
 #[path = "model/line.rs"]
@@ -19,6 +21,7 @@ mod seats;
 mod semaphore;
 
 use barrier::Barrier;
+use condvar::Condvar;
 use explore::{Outcome, assert_breaks, assert_sound, assert_wedges, explore};
 use mutex::Mutex;
 use read_counts::ReadCounts;
@@ -502,5 +505,72 @@ mod barrier_is {
     #[test]
     fn losing_wake_ups_if_completing_a_round_wakes_only_one() {
         assert_wedges(&broken(Control::WakesOne, barrier(3, 3, 1, 0, 0)));
+    }
+}
+
+mod condvar_is {
+    use super::*;
+    use condvar::Control;
+
+    fn condvar(waiters: usize, notifications: u8, crashes: u8) -> Condvar {
+        Condvar { waiters, notifications, crashes, impatient: false, control: None }
+    }
+
+    /// The condition variable with one rule broken, at bounds at which the right one is sound.
+    #[track_caller]
+    fn broken(control: Control, right: Condvar) -> Condvar {
+        let report = explore(&right);
+        assert!(matches!(report.outcome, Outcome::Sound), "the right one is not: {:?}", report.outcome);
+        Condvar { control: Some(control), ..right }
+    }
+
+    #[test]
+    fn sound_without_deaths() {
+        assert_sound(&condvar(3, 3, 0), 425_977);
+    }
+
+    #[test]
+    fn sound_with_two_crashes() {
+        assert_sound(&condvar(2, 3, 2), 21_643);
+    }
+
+    #[test]
+    fn sound_for_three_waiters_or_their_notifier_of_whom_one_dies() {
+        assert_sound(&condvar(3, 2, 1), 499_736);
+    }
+
+    #[test]
+    fn sound_with_waiters_that_give_up() {
+        assert_sound(&Condvar { impatient: true, ..condvar(3, 2, 0) }, 325_363);
+    }
+
+    #[test]
+    fn starving_if_late_ones_take_the_signals_of_others() {
+        assert_wedges(&broken(Control::LateOnesTake, condvar(2, 1, 0)));
+    }
+
+    #[test]
+    fn starving_if_a_notification_forgets_the_late_ones() {
+        assert_wedges(&broken(Control::LateOnesForgotten, condvar(3, 2, 0)));
+    }
+
+    #[test]
+    fn losing_wake_ups_if_late_ones_are_woken_in_place_of_others() {
+        assert_wedges(&broken(Control::LateOnesSleepOn, condvar(2, 1, 0)));
+    }
+
+    #[test]
+    fn losing_wake_ups_if_waiters_read_the_counts_first() {
+        assert_wedges(&broken(Control::CountsBeforeSequence, condvar(1, 1, 0)));
+    }
+
+    #[test]
+    fn losing_wake_ups_if_notifiers_step_first() {
+        assert_wedges(&broken(Control::StepsFirst, condvar(1, 1, 0)));
+    }
+
+    #[test]
+    fn losing_a_signal_with_the_dead_if_it_is_taken_outside_the_lock() {
+        assert_wedges(&broken(Control::TakesOutsideTheLock, condvar(2, 1, 1)));
     }
 }

@@ -21,7 +21,7 @@
 //! wait     register: waiters + 1 (late + 1 if there are signals), remember round and epoch
 //!          unlock; sleep on the sequence, in slices, until there is a signal from a later round, or the deadline
 //!          lock; take: signals - 1, waiters - 1; somebody else was faster: unlock, sleep on
-//! notify   signals + n, at most as many as waiters; round + 1, late = 0; step the sequence; wake n
+//! notify   signals + n, at most as many as waiters; round + 1, late = 0; step the sequence; wake n, and the late ones
 //! ```
 //!
 //! Without waiters a notification does nothing, and costs one load. It reaches those only who waited before: a waiter
@@ -315,7 +315,12 @@ impl Condvar {
             }
         };
         crash_point!("condvar.counted");
-        self.step(u32::try_from(given).expect("a field of the counts is small"));
+        self.step(|| {
+            // Whoever came after the counts and before the sequence may sleep in front of those who are meant: wake it too.
+            // Relaxed: one that is missed costs another a slice.
+            let late = LATE.of(self.counts.load(Ordering::Relaxed));
+            u32::try_from(given + late).expect("the fields of the counts are small")
+        });
     }
 
     /// Registers the caller as a waiter. It holds the lock.
@@ -405,7 +410,7 @@ impl Condvar {
         let was_whole = deadline.is_none_or(|at| Instant::now() < at);
         if was_whole && self.exchange(counts, EPOCH.set(0, EPOCH.of(counts) + 1)).is_ok() {
             crash_point!("condvar.reset");
-            self.step(i32::MAX as u32);
+            self.step(|| i32::MAX as u32);
         }
     }
 
@@ -439,12 +444,12 @@ impl Condvar {
         self.counts.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).map(drop)
     }
 
-    /// Wakes up to `count` sleepers to look at the counts.
-    fn step(&self, count: u32) {
+    /// Makes sleepers look at the counts; wakes up to `count` of them, asked after the step.
+    fn step(&self, count: impl FnOnce() -> u32) {
         // SYNC condvar-step: Release, pairs with the look in `sleep`.
         self.sequence.word().fetch_add(1, ordering("condvar.step", Ordering::Release));
         crash_point!("condvar.stepped");
-        self.sequence.wake(count);
+        self.sequence.wake(count());
     }
 }
 
