@@ -15,6 +15,7 @@ use rustix::process::{Signal, WaitId, WaitIdOptions, waitid};
 use start::{LONG, Start, until};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Instant;
 
 /// One of every kind.
 #[derive(Clone, serde::Serialize, serde::Deserialize)]
@@ -116,11 +117,12 @@ fn round(start: Start) -> String {
 }
 
 /// What this process has of the system, by kind. Numbers of descriptors and addresses differ from run to run.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 struct Belongings {
     descriptors: BTreeMap<String, usize>,
     mappings: usize,
-    arenas: (usize, usize),
+    arenas: usize,
+    blocks: usize,
 }
 
 impl Belongings {
@@ -138,7 +140,16 @@ impl Belongings {
         let mappings =
             maps.lines().filter(|line| line.contains("memfd") || line.contains("/dev/shm")).count();
         let usage = arena_usage();
-        Self { descriptors, mappings, arenas: (usage.arenas, usage.live) }
+        Self { descriptors, mappings, arenas: usage.arenas, blocks: usage.live }
+    }
+
+    /// Whether nothing was added. A few more of something right after the first round do not hide a leak in each of ten.
+    fn is_within(&self, before: &Self) -> bool {
+        let few =
+            |(kind, count): (&String, &usize)| *count <= before.descriptors.get(kind).copied().unwrap_or(0);
+        self.descriptors.iter().all(few)
+            && self.mappings <= before.mappings
+            && (self.arenas, self.blocks) <= (before.arenas, before.blocks)
     }
 }
 
@@ -149,12 +160,15 @@ fn everything_that_was_opened_is_closed_again() {
     let starts = [Start::Threads, Start::Spawn, Start::Fork];
     let mut names: Vec<String> = starts.map(round).into();
     let before = Belongings::now();
-    for _ in 0..3 {
+    for _ in 0..10 {
         names.extend(starts.map(round));
     }
-    // What the dead had goes a moment after their end.
-    until(|| Belongings::now().arenas == before.arenas);
-    assert_eq!(Belongings::now(), before);
+    // What the dead had goes a moment after their end, and so do pipes to them. What leaked never goes.
+    let give_up = Instant::now() + LONG / 2;
+    while !Belongings::now().is_within(&before) {
+        assert!(Instant::now() < give_up, "{:?} is more than {before:?}", Belongings::now());
+        std::thread::yield_now();
+    }
     // A holder that was killed a moment ago may have kept a name, for whoever looks.
     until(|| {
         SharedMemory::scavenge().expect("listed");

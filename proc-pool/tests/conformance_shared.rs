@@ -22,7 +22,7 @@
 //! | `test_shared_memory_cleaned_after_process_termination` | `conformance_shared_memory_cleaned_after_process_termination` |
 //! | `test_shared_memory_untracking`, `test_shared_memory_tracking` | `conformance_shared_memory_untracking`, `conformance_shared_memory_tracking` |
 //! | `TestSharedMemoryNames` | `conformance_shared_memory_names` |
-//! | `TestResourceTracker.test_resource_tracker` | `conformance_resource_tracker` |
+//! | `TestResourceTracker.test_resource_tracker` | `conformance_resource_tracker`, `conformance_resource_tracker_sigkill` |
 //! | `.._sigint`, `.._sigterm`, `.._sigkill`, `.._exit_code`, `safety_net_timeout` | not here: no process tracks anything |
 //! | `.._reused` | `conformance_resource_tracker_reused` |
 //! | (no row) | `conformance_resource_tracker_of_a_pool`: the supervisor looks for names after a crash |

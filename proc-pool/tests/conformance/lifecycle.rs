@@ -15,6 +15,7 @@ conformance! {
 conformance! {
     processes:
     conformance_resource_tracker
+    conformance_resource_tracker_sigkill
     conformance_resource_tracker_raw_fork_prompt_reap
     conformance_resource_tracker_lock_reinit_after_fork
     conformance_global_named_resource
@@ -96,6 +97,30 @@ fn conformance_resource_tracker(start: Start) {
     drop(shared);
     assert!(!is_there(&memory));
     until(|| arena_usage() == before);
+}
+
+/// Creates memory, has a child of its own attach to it, and is killed with that.
+fn family((name, attached): (String, Shared<Event>)) {
+    let memory = SharedMemory::create(&name, 10).expect("created");
+    let below = |(memory, attached): (SharedMemory, Shared<Event>)| {
+        memory.write_at(0, &[1]).expect("there");
+        attached.set();
+        crate::common::sleep_forever()
+    };
+    Start::Fork.run(below, (memory.clone(), attached));
+}
+
+/// All who have it are killed, those who made it and those who were given it.
+fn conformance_resource_tracker_sigkill(start: Start) {
+    let (name, attached) = (name("family"), event());
+    let child = start.start(family, (name.clone(), attached.clone()));
+    attached.wait();
+    assert!(is_there(&name));
+    child.end_by(Signal::KILL);
+    until(|| {
+        SharedMemory::scavenge().expect("listed");
+        !is_there(&name)
+    });
 }
 
 /// What a child makes is like what its parent makes: it goes with its last holder, whoever that is.
