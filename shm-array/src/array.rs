@@ -199,14 +199,29 @@ impl<T: Plain> SharedArray<T> {
         Self::builder(elements.len()).build_from(elements)
     }
 
-    /// Creates an array with what the iterator yields, gathered first.
+    /// Creates an array with what the iterator yields. Gathers it first if the iterator does not know how much that is.
     ///
     /// # Errors
     ///
     /// As [`SharedArray::zeroed`].
     #[allow(clippy::should_implement_trait, reason = "std's trait cannot fail")]
     pub fn from_iter(elements: impl IntoIterator<Item = T>) -> Result<Self> {
-        Self::from_slice(&elements.into_iter().collect::<Vec<T>>())
+        let mut elements = elements.into_iter();
+        let (len, most) = elements.size_hint();
+        if len == 0 || most != Some(len) {
+            return Self::from_slice(&elements.collect::<Vec<T>>());
+        }
+        let array = Self::builder(len).prefault().build()?;
+        let mut guard = array.lock()?;
+        let filled = guard.iter_mut().zip(&mut elements).map(|(place, element)| *place = element).count();
+        let further = elements.next();
+        if filled == len && further.is_none() {
+            drop(guard);
+            return Ok(array);
+        }
+        // The iterator was wrong about itself.
+        let all: Vec<T> = guard[..filled].iter().copied().chain(further).chain(elements).collect();
+        Self::from_slice(&all)
     }
 
     /// A part of the array that has a lock of its own.
