@@ -1,4 +1,17 @@
 //! Explores every interleaving of the locks' protocols, with a crash before every step.
+//!
+//! The memory is sequentially consistent here (weak memory is the business of the loom models, on the real code), the
+//! bounds are small:
+//!
+//! * `model/mutex.rs`: the lock in one word, and who takes it over;
+//! * `model/read_counts.rs`, `model/rwlock.rs`: the idea of the reader-writer lock, and the lock as it is;
+//! * `model/semaphore.rs`, `model/barrier.rs`, `model/once.rs`: permits, parties, and what is done once;
+//! * `model/condvar.rs`: notifications, and who they are for;
+//! * `model/line.rs`, `model/seats.rs`: what they share, sleeping and dying.
+//!
+//! A model is worth something only if it notices mistakes. So each design rule is broken once, in a *control*, and a
+//! test asserts that the explorer finds the harm at bounds at which the right design is sound. Numbers of states are
+//! asserted too: a change that makes a model explore less must not pass unseen.
 #![cfg(not(loom))]
 
 #[path = "model/barrier.rs"]
@@ -11,6 +24,8 @@ mod explore;
 mod line;
 #[path = "model/mutex.rs"]
 mod mutex;
+#[path = "model/once.rs"]
+mod once;
 #[path = "model/read_counts.rs"]
 mod read_counts;
 #[path = "model/rwlock.rs"]
@@ -24,6 +39,7 @@ use barrier::Barrier;
 use condvar::Condvar;
 use explore::{Outcome, assert_breaks, assert_sound, assert_wedges, explore};
 use mutex::Mutex;
+use once::Once;
 use read_counts::ReadCounts;
 use rwlock::RwLock;
 use semaphore::Semaphore;
@@ -572,5 +588,62 @@ mod condvar_is {
     #[test]
     fn losing_a_signal_with_the_dead_if_it_is_taken_outside_the_lock() {
         assert_wedges(&broken(Control::TakesOutsideTheLock, condvar(2, 1, 1)));
+    }
+}
+
+mod once_is {
+    use super::*;
+    use once::Control;
+
+    fn once(processes: usize, crashes: u8, reissues: u8) -> Once {
+        Once { processes, crashes, reissues, panics: false, control: None }
+    }
+
+    /// The once with one rule broken, at bounds at which the right one is sound.
+    #[track_caller]
+    fn broken(control: Control, right: Once) -> Once {
+        let report = explore(&right);
+        assert!(matches!(report.outcome, Outcome::Sound), "the right one is not: {:?}", report.outcome);
+        Once { control: Some(control), ..right }
+    }
+
+    #[test]
+    fn sound_with_crashes_and_an_index_that_is_issued_again() {
+        assert_sound(&once(3, 2, 1), 36_481);
+    }
+
+    #[test]
+    fn sound_with_panics() {
+        assert_sound(&Once { panics: true, ..once(4, 1, 0) }, 370_049);
+    }
+
+    #[test]
+    fn stuck_without_a_take_over() {
+        assert_wedges(&broken(Control::NoTakeOver, once(2, 1, 0)));
+    }
+
+    #[test]
+    fn stuck_if_the_oracle_ignores_generations() {
+        assert_wedges(&broken(Control::GenerationIgnored, once(2, 1, 1)));
+    }
+
+    #[test]
+    fn unsafe_with_a_timeout_for_an_oracle() {
+        assert_breaks(&broken(Control::Timeout, once(2, 0, 0)), "two run it");
+    }
+
+    #[test]
+    fn unsafe_if_a_take_over_does_not_compare() {
+        assert_breaks(&broken(Control::TakeOverStores, once(3, 1, 0)), "two run it");
+    }
+
+    #[test]
+    fn unsafe_if_it_is_complete_before_it_is_done() {
+        assert_breaks(&broken(Control::CompleteFirst, once(2, 0, 0)), "not done");
+    }
+
+    #[test]
+    fn losing_wake_ups_if_the_end_wakes_one() {
+        assert_wedges(&broken(Control::WakesOne, once(3, 0, 0)));
     }
 }
