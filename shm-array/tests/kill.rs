@@ -15,10 +15,10 @@ mod common;
 mod games;
 
 use common::{Peer, Reporter, child as child_of_test, watchdog_after};
-use games::{Game, PERMITS, Player, SEATS, Store, Table};
+use games::{Game, PARTIES, PERMITS, Player, SEATS, Store, Table};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_parent_process_death_signal, waitpid};
 use serde::{Deserialize, Serialize};
-use shm_array::{Condvar, Mutex, RwLock, Semaphore, Shared};
+use shm_array::{Barrier, Condvar, Mutex, RwLock, Semaphore, Shared};
 use shm_core::segment::sweep_all;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -247,8 +247,17 @@ fn a_rwlock_survives_readers_and_writers() {
 fn a_semaphore_gets_all_permits_back() {
     let semaphore = Shared::new(Semaphore::with_limit(PERMITS)).expect("memory");
     let game = Game::Semaphore(semaphore.clone());
-    kill_players(&game, 20, |table, zygote| play_along(&game, table, zygote));
+    kill_players(&game, 15, |table, zygote| play_along(&game, table, zygote));
     assert_eq!(semaphore.available(), PERMITS);
+}
+
+#[test]
+fn a_barrier_survives_its_parties() {
+    let barrier = Shared::new(Barrier::with_limit(PARTIES)).expect("memory");
+    let game = Game::Barrier(barrier.clone());
+    kill_players(&game, 5, |table, zygote| play_along(&game, table, zygote));
+    barrier.reset();
+    assert_eq!((barrier.n_waiting(), barrier.is_broken()), (0, false));
 }
 
 /// One thread of this process puts items in, one takes them out, and neither waits in vain.

@@ -5,11 +5,14 @@
 //! * Two numbers under the lock are equal, unless there was a warning.
 //! * Nobody writes beside a reader. There are as many slots as permits, so whoever has a permit finds a slot that is free or
 //!   belongs to somebody who was to be killed.
+//! * A barrier lets nobody pass who has not met somebody, and goes on passing rounds.
 //! * Whoever waits for a change is told of it, also when the one that was told first is killed.
 
 use crate::Dice;
 use serde::{Deserialize, Serialize};
-use shm_array::{Condvar, LockError, Mutex, MutexGuard, RwLock, Semaphore, Shared, ShmSafe};
+use shm_array::{
+    Barrier, BarrierError, Condvar, LockError, Mutex, MutexGuard, RwLock, Semaphore, Shared, ShmSafe,
+};
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,6 +20,8 @@ use std::time::Duration;
 /// Players at a time.
 pub(crate) const SEATS: usize = 4;
 pub(crate) const PERMITS: usize = 2;
+/// Parties of a barrier, fewer than there are players.
+pub(crate) const PARTIES: usize = 2;
 /// Items that there is room for.
 const ROOM: u64 = 2;
 /// How long players wait who are not in earnest.
@@ -32,6 +37,7 @@ pub(crate) enum Game {
     RwLock(Shared<RwLock<Pair>>),
     Semaphore(Shared<Semaphore<PERMITS>>),
     Condvar(Store),
+    Barrier(Shared<Barrier<PARTIES>>),
 }
 
 /// A store of items, of which only the number is kept, twice.
@@ -77,6 +83,9 @@ pub(crate) struct Table {
     reading: [AtomicU64; SEATS],
     /// The tags of those who have a permit, each with a stamp of its own in the upper bits.
     slots: [AtomicU64; PERMITS],
+    /// How often somebody came to the barrier, and how many rounds had a leader.
+    arrivals: AtomicU64,
+    rounds: AtomicU64,
 }
 
 // SAFETY: `repr(C)`, 64-bit atomics only.
@@ -200,6 +209,7 @@ impl Game {
             Self::RwLock(lock) => play_reader(lock, table, me, dice),
             Self::Semaphore(semaphore) => play_semaphore(semaphore, table, me, dice),
             Self::Condvar(store) => store.play(table, me, dice),
+            Self::Barrier(barrier) => play_barrier(barrier, table, me, dice),
         }
     }
 }
@@ -295,6 +305,21 @@ fn play_semaphore(semaphore: &Semaphore<PERMITS>, table: &Table, me: Player, dic
     let _ = slot.compare_exchange(mine, 0, Ordering::SeqCst, Ordering::SeqCst);
     drop(permit);
     table.count();
+}
+
+fn play_barrier(barrier: &Barrier<PARTIES>, table: &Table, me: Player, dice: &mut Dice) {
+    table.arrivals.fetch_add(1, Ordering::SeqCst);
+    match barrier.wait_timeout(Duration::from_millis(1 + dice.below(20))) {
+        Ok(round) => {
+            let rounds = table.rounds.fetch_add(u64::from(round.is_leader()), Ordering::SeqCst);
+            let needed = (rounds + u64::from(round.is_leader())) * PARTIES as u64;
+            assert!(table.arrivals.load(Ordering::SeqCst) >= needed, "{me:?} passes alone: {table:x?}");
+            table.count();
+        }
+        Err(BarrierError::Broken | BarrierError::TimedOut) => barrier.reset(),
+        Err(error) => panic!("{error}"),
+    }
+    work(dice);
 }
 
 type Items<'a> = MutexGuard<'a, Pair>;
