@@ -23,8 +23,9 @@
 //! ```
 //!
 //! A waiter polls briefly, sets WAITERS and sleeps on the word, in slices. It asks the oracle about the owner in the
-//! word before every sleep, and is woken when a sweep finds anybody dead (see `shm_core::deaths`). A token is not used twice, so a compare-and-swap from a word with a dead owner in it can
-//! succeed only while that owner still holds the lock, and for one of those who try.
+//! word before every sleep, and is woken when a sweep finds anybody dead (see `shm_core::deaths`). A token is not used twice,
+//! so a compare-and-swap from a word with a dead owner in it can succeed only while that owner still holds the lock, and for
+//! one of those who try.
 //!
 //! # The race that looks scary
 //!
@@ -266,6 +267,7 @@ impl RawLock {
     }
 
     /// The word, for a look. In a forked child it is there only after the memory was attached again.
+    #[inline]
     fn look(&self) -> Option<u32> {
         // Relaxed: the answer orders nothing.
         Owner::here(self).ok().map(|_| self.word.load(Ordering::Relaxed))
@@ -277,6 +279,7 @@ impl RawLock {
     }
 
     /// Whether this process holds the lock. Stale at once, unless it is the calling thread that holds it.
+    #[inline]
     pub(crate) fn is_held_here(&self) -> Result<bool, Refused> {
         let me = Owner::here(self)?;
         // Relaxed: the answer orders nothing.
@@ -290,6 +293,7 @@ impl RawLock {
     }
 
     /// Whether the lock is poisoned. May be stale at once.
+    #[inline]
     pub(crate) fn is_poisoned(&self) -> bool {
         self.look().is_some_and(|word| word & POISON != 0)
     }

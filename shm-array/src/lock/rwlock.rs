@@ -107,8 +107,6 @@ pub struct RwLockWriteGuard<'a, T: ?Sized> {
 
 // SAFETY: a shared guard gives `&T` only. (It is not `Send`: a count belongs to a process, poison to a thread.)
 unsafe impl<T: ?Sized + Sync> Sync for RwLockReadGuard<'_, T> {}
-// SAFETY: as above.
-unsafe impl<T: ?Sized + Sync> Sync for RwLockWriteGuard<'_, T> {}
 
 /// What the reading calls return.
 type ReadResult<'a, T> = Result<RwLockReadGuard<'a, T>, LockError<RwLockReadGuard<'a, T>>>;
