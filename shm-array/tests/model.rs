@@ -465,7 +465,7 @@ mod barrier_is {
 
     #[test]
     fn sound_with_an_action_with_calls_that_give_up_and_with_resets() {
-        assert_sound(&moody(2, 2, 1, 1), 1_002_955);
+        assert_sound(&moody(2, 2, 1, 1), 1_009_703);
     }
 
     #[test]
@@ -481,6 +481,12 @@ mod barrier_is {
     #[test]
     fn stuck_if_newcomers_do_not_ask_about_those_who_wait() {
         assert_wedges(&broken(Control::NewcomersDoNotAsk, barrier(2, 3, 1, 2, 0)));
+    }
+
+    #[test]
+    fn unsafe_if_somebody_who_was_not_counted_breaks_the_round_of_a_leader() {
+        let right = Barrier { impatient: true, acts: true, ..barrier(2, 3, 1, 0, 0) };
+        assert_breaks(&broken(Control::BreaksTheLeader, right), "nobody died, gave up or reset");
     }
 
     #[test]

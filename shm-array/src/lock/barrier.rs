@@ -15,7 +15,8 @@
 //!
 //! ```text
 //! FILLING       --all cells are taken in this round, by the living-->  PASSED, or leader, and then PASSED
-//! FILLING       --somebody died, gave up or called abort-->            FILLING BROKEN
+//! FILLING       --somebody died, gave up or called abort-->            FILLING BROKEN; whoever gives up before it is
+//!                                                                      counted leaves a leader alone
 //! FILLING       --reset-->                                             RESET
 //! PASSED, RESET --every cell is free-->                                FILLING of the next round
 //! PASSED, RESET --abort-->     the same with BROKEN, which the next round inherits;  reset takes it off again
@@ -280,8 +281,8 @@ impl<const MAX: usize> Barrier<MAX> {
         self.wait_before(deadline_after(timeout), Some(action))
     }
 
-    /// Breaks the barrier: whoever waits, or comes later, gets an error. A round that is complete is not touched.
-    /// Never blocks.
+    /// Breaks the barrier: whoever waits, or comes later, gets an error. A round that has passed is not touched; one whose
+    /// action still runs is broken. Never blocks.
     pub fn abort(&self) {
         must_be_attached(self);
         self.change(State::broken);
@@ -335,7 +336,7 @@ impl<const MAX: usize> Barrier<MAX> {
         loop {
             let arrived = self.line.wait(deadline, || self.arrive(me), || self.look_before(me));
             let Some(arrived) = arrived else {
-                self.abort();
+                self.stay_away();
                 return Err(BarrierError::TimedOut);
             };
             let (round, place) = arrived?;
@@ -471,12 +472,21 @@ impl<const MAX: usize> Barrier<MAX> {
                 Standing::Open | Standing::Acting(_) if !self.swap(state, state.broken()) => {}
                 // Too late for its round: it has waited for nothing, and broken nothing yet.
                 Standing::Over => {
-                    self.abort();
+                    self.stay_away();
                     return None;
                 }
                 Standing::Open | Standing::Acting(_) => return None,
             }
         }
+    }
+
+    /// The deadline has passed before this party was counted in a round: breaks the one that would have counted it. A round
+    /// whose leader acts is complete without it.
+    fn stay_away(&self) {
+        self.change(|state| match state.standing(state.round()) {
+            Standing::Acting(_) => state,
+            _ => state.broken(),
+        });
     }
 
     // ---- leaving

@@ -130,13 +130,17 @@ fn this_thread() -> u64 {
         }
         NUMBER.with(|number| *number)
     }
+    // In a model each process counts for itself, too.
     #[cfg(loom)]
     {
         loom::lazy_static! {
-            static ref LAST: AtomicU64 = AtomicU64::new(0);
+            static ref LAST: [AtomicU64; 4] = std::array::from_fn(|_| AtomicU64::new(0));
         }
         loom::thread_local! {
-            static NUMBER: u64 = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+            static NUMBER: u64 = {
+                let process = Owner::here(&raw const *LAST).map_or(0, Owner::index);
+                LAST[usize::from(process) % LAST.len()].fetch_add(1, Ordering::Relaxed) + 1
+            };
         }
         NUMBER.with(|number| *number)
     }

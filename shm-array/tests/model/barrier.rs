@@ -29,6 +29,8 @@ pub(crate) enum Control {
     GenerationIgnored,
     /// A newcomer asks about the leader only: the parties may all be dead.
     NewcomersDoNotAsk,
+    /// Whoever was not counted breaks a round that is complete when its time is up.
+    BreaksTheLeader,
     /// Nobody frees the cells of those who died leaving.
     NoForgetting,
     /// Whether a cell's round is over is judged by the state as it was before the cell was looked at.
@@ -371,9 +373,14 @@ impl Barrier {
             At::Left(end) if !word.is_draining() => At::Notify(Then::Return(end)),
             At::Left(end) => return self.end(next, me, end, moves),
             At::Abort(end) => {
-                next.may_break = true;
                 let then = if process.ticket.is_some() { Then::Leave(end) } else { Then::Return(end) };
-                return self.swap(next, me, word.broken(), then, moves);
+                // The round of a leader is complete without this party.
+                let to = match word.field {
+                    Field::Leader(_) if !self.is(Control::BreaksTheLeader) => word,
+                    _ => word.broken(),
+                };
+                next.may_break |= !matches!(word.field, Field::Leader(_));
+                return self.swap(next, me, to, then, moves);
             }
             At::Reset => {
                 next.may_break = true;
