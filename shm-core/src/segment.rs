@@ -85,6 +85,8 @@ pub struct Spec {
     /// Cleans up what the dead participant owned in the body; `false` if it cannot (the body makes no sense), and the
     /// index stays taken then. Runs under the exclusive right to do so, possibly again after a sweeper died in the
     /// middle: every step must be idempotent. `fork` waits for it, so it must neither create, attach, sweep nor fork.
+    /// It may run before this process has an index of its own: [`Segment::participant`] is then 0, or in a forked child
+    /// that attaches again its parent's.
     pub sweep: fn(&Segment, dead: u16) -> bool,
     /// Counts what this process has of the segment, in a forked child that has just attached again (see
     /// [`Segment::ensure`]): its participant index owns nothing yet, and the handles that it inherited are in flight until
@@ -255,8 +257,13 @@ impl Segment {
             return Err(SegmentError::foreign("its body's length", header.body_len, spec.body_len as u64));
         }
         let key = Key::of(descriptor, header.id)?;
-        // In a child whose fork skipped the handlers, the inherited attachment cannot be used: it gets another.
-        if let Some(attached) = attached::lookup(&key).filter(|attached| attached.ensure().is_ok()) {
+        let mut attached = attached::lookup(&key);
+        match attached.as_ref().map_or(Ok(()), |attached| attached.ensure()) {
+            // In a child whose fork skipped the handlers, the inherited attachment cannot be used: it gets another.
+            Err(error) if error.is_forked() => attached = None,
+            result => result?,
+        }
+        if let Some(attached) = attached {
             // What it was validated against, not what the header says by now.
             expect("its kind", attached.kind.into(), spec.kind.into())?;
             expect("its layout", attached.layout_hash, spec.layout_hash)?;
@@ -318,6 +325,12 @@ impl Segment {
         })
     }
 
+    /// Whether its addresses are the segment's in this process, be it for later.
+    fn has_place(&self) -> bool {
+        // In this order: see `is_reserved`.
+        self.mapping.is_reserved() || self.check().is_ok()
+    }
+
     /// Where the segment is mapped.
     fn addresses(&self) -> Range<usize> {
         let start = self.mapping.base().addr().get();
@@ -336,7 +349,7 @@ impl Segment {
         self.body_len
     }
 
-    /// The index of this process, 1 to [`MAX_PARTICIPANTS`].
+    /// The index of this process, 1 to [`MAX_PARTICIPANTS`]; 0 while the first attach [sweeps](Spec::sweep).
     #[inline(always)]
     pub fn participant(&self) -> u16 {
         Owner::index_of(self.owner.load(Ordering::Relaxed))
