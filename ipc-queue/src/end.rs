@@ -191,6 +191,9 @@ impl End {
             born: Instant::now(),
             segment: Arc::clone(segment),
         };
+        // A fork passes on the lanes that have handles when it begins: none becomes the first of its lane while one is in
+        // progress. (A clone never is: what it is a copy of is held.)
+        let _window = shm_core::fork::window();
         end.enlist();
         end
     }
