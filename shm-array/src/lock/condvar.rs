@@ -10,8 +10,8 @@
 //! counts     bits  0..15   waiters   registered and not yet gone
 //!            bits 15..30   signals   given to them and not yet taken, at most as many
 //!            bits 30..36   late      registered while there were signals, which are not theirs
-//!            bits 36..56   round     stepped by every notification
-//!            bits 56..64   epoch     stepped when the counts were wrong
+//!            bits 36..48   round     stepped by every notification
+//!            bits 48..64   epoch     stepped when the counts were wrong, at most once in a slice
 //! sequence   a shared futex, stepped after the counts by every notification
 //! ```
 //!
@@ -36,7 +36,9 @@
 //! * while it waits: it stays among the waiters, and one day a signal is given that nobody takes. A waiter that sees
 //!   signals which are not its own stay untaken for a slice steps the epoch: counts at zero, everybody who was
 //!   registered wakes, spuriously, and finds its registration void. (The signals may belong to somebody who is only
-//!   slow: he does the same when he comes.)
+//!   slow: he does the same when he comes.) One that is stopped for so long that its own round comes again, after 4096
+//!   notifications, sleeps on until the next one or the next epoch. Its epoch comes again after 65,536 slices, which is
+//!   more than an hour;
 //! * while it notifies, before the compare-and-swap: nothing happened; after it: the signals are there, and sleepers
 //!   find them at the end of their slices.
 
@@ -61,8 +63,8 @@ struct Field {
 const WAITERS: Field = Field { shift: 0, bits: 15 };
 const SIGNALS: Field = Field { shift: 15, bits: 15 };
 const LATE: Field = Field { shift: 30, bits: 6 };
-const ROUND: Field = Field { shift: 36, bits: 20 };
-const EPOCH: Field = Field { shift: 56, bits: 8 };
+const ROUND: Field = Field { shift: 36, bits: 12 };
+const EPOCH: Field = Field { shift: 48, bits: 16 };
 
 impl Field {
     const fn max(self) -> u64 {

@@ -130,6 +130,22 @@ impl Holder {
             (_, None) => Self::OutOfUse,
         }
     }
+
+    /// The same for `me`. In memory that processes share nobody is the holder that stands for one process alone: the lock
+    /// was moved there while it was held, and is given back by nobody.
+    #[cfg(not(loom))]
+    fn seen_by(me: Owner, word: u32) -> Self {
+        match Self::of(word) {
+            Self::Somebody(owner) if owner.index() == 0 && me.index() != 0 => Self::OutOfUse,
+            holder => holder,
+        }
+    }
+
+    /// In a model the threads without a process are one more process.
+    #[cfg(loom)]
+    fn seen_by(_: Owner, word: u32) -> Self {
+        Self::of(word)
+    }
 }
 
 impl RawLock {
@@ -178,7 +194,7 @@ impl RawLock {
         let me = Owner::here(self).ok()?;
         // Relaxed: `take` compares it.
         let word = self.word.load(Ordering::Relaxed);
-        match Holder::of(word) {
+        match Holder::seen_by(me, word) {
             Holder::Nobody => self.take_free(word, me, 0).ok().map(Held::new),
             Holder::Somebody(_) | Holder::OutOfUse => None,
         }
@@ -256,7 +272,7 @@ impl RawLock {
         let me = Owner::here(self)?;
         // Relaxed: `take` compares it.
         let word = self.word.load(Ordering::Relaxed);
-        match Holder::of(word) {
+        match Holder::seen_by(me, word) {
             // OUT_OF_USE => HELD(me). Whoever dies from here on leaves data that is half new: OwnerDied for the next.
             Holder::OutOfUse if self.take(word, me.bits()).is_ok() => {
                 crash_point!("lock.renewing");
@@ -336,7 +352,7 @@ impl RawLock {
     #[cold]
     fn try_lock_contended(&self, me: Owner, mut word: u32) -> Result<Data, Refused> {
         loop {
-            let taken = match Holder::of(word) {
+            let taken = match Holder::seen_by(me, word) {
                 Holder::Nobody => self.take_free(word, me, word & WAITERS),
                 Holder::Somebody(owner) => self.take_over(word, owner, me),
                 Holder::OutOfUse => return Err(Refused::Unrecoverable),
@@ -355,7 +371,7 @@ impl RawLock {
         let mut slept = 0;
         let mut word = self.poll();
         loop {
-            word = match Holder::of(word) {
+            word = match Holder::seen_by(me, word) {
                 Holder::OutOfUse => return Err(Refused::Unrecoverable),
                 Holder::Nobody => match self.take_free(word, me, slept | (word & WAITERS)) {
                     Ok(data) => return Ok(data),
