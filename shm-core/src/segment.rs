@@ -477,6 +477,26 @@ impl Segment {
         self.mapping.prefault((BODY_START as u64).saturating_add(offset as u64), len as u64)
     }
 
+    /// As [`Segment::prefault`], for memory that somebody has written; see [`SharedMapping::map_in`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Segment::commit`].
+    pub fn map_in(&self, offset: usize, len: usize) -> Result<(), SegmentError> {
+        self.check()?;
+        self.mapping.map_in((BODY_START as u64).saturating_add(offset as u64), len as u64)
+    }
+
+    /// Writes `bytes` into the body from `offset` on, whether or not memory is behind it; see [`SharedMapping::write`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Segment::commit`].
+    pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), SegmentError> {
+        self.check()?;
+        self.mapping.write((BODY_START as u64).saturating_add(offset as u64), bytes)
+    }
+
     /// Whether the segment can be used in this process.
     ///
     /// # Errors
