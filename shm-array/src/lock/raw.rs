@@ -472,7 +472,7 @@ impl fmt::Debug for RawLock {
 
 impl Held {
     #[inline(always)]
-    pub(super) fn new(data: Data) -> Self {
+    pub(crate) fn new(data: Data) -> Self {
         Self { stamp: ForkStamp::now(), was_panicking: std::thread::panicking(), data: Cell::new(data) }
     }
 
