@@ -25,9 +25,9 @@
 //! # Normal path
 //!
 //! A party takes a cell that was not taken in this round yet, and looks whether all are. Whoever sees that first is the
-//! leader and makes the round PASSED (a function of the state alone, so any waiter can). Each frees its cell when it has
-//! seen how the round ended, and the last one begins the next round. Until then newcomers wait: otherwise a slow party
-//! would find a later round and could not tell how its own has ended.
+//! leader and makes the round PASSED (a function of the state alone, so any waiter can, and does before it sleeps). Each
+//! frees its cell when it has seen how the round ended, and the last one begins the next round. Until then newcomers wait:
+//! otherwise a slow party would find a later round and could not tell how its own has ended.
 //!
 //! # The race that looks scary
 //!
@@ -340,10 +340,18 @@ impl<const MAX: usize> Barrier<MAX> {
                 return Err(BarrierError::TimedOut);
             };
             let (round, place) = arrived?;
-            let attempt = || self.attempt(round, me, action.is_some());
-            let turn = self.line.wait(deadline, attempt, || {
-                self.break_if_dead(round, me);
-                None
+            let has_action = action.is_some();
+            // Whoever comes last completes the round at once; the others see to it before they sleep, should it have died.
+            // So usually one asks the oracle, and not all who poll.
+            let turn = self.attempt(round, me, has_action).or_else(|| {
+                self.line.wait(
+                    deadline,
+                    || Self::outcome(self.now().standing(round)),
+                    || {
+                        self.break_if_dead(round, me);
+                        self.attempt(round, me, has_action)
+                    },
+                )
             });
             let turn = turn.or_else(|| self.give_up(round));
             let passed = |is_leader| Ok(BarrierWaitResult { index: place, is_leader });
@@ -412,16 +420,22 @@ impl<const MAX: usize> Barrier<MAX> {
 
     // ---- waiting
 
-    /// How it stands for a party of the round, which completes it if all are there.
+    /// How the round of a party has ended, if it has.
+    fn outcome(standing: Standing) -> Option<Turn> {
+        match standing {
+            Standing::Over => Some(Turn::TooLate),
+            Standing::Passed => Some(Turn::Passed),
+            Standing::Broken => Some(Turn::Broken),
+            Standing::Acting(_) | Standing::Open => None,
+        }
+    }
+
+    /// The same, and completes the round if all are there.
     fn attempt(&self, round: u32, me: Owner, has_action: bool) -> Option<Turn> {
         // SYNC barrier: the own cell before the state and the others' cells, in the order of SeqCst.
         seq_cst_in_model();
         let state = self.now();
         match state.standing(round) {
-            Standing::Over => Some(Turn::TooLate),
-            Standing::Passed => Some(Turn::Passed),
-            Standing::Broken => Some(Turn::Broken),
-            Standing::Acting(_) => None,
             Standing::Open if self.taken(round).count() < self.cells().len() => None,
             Standing::Open if self.is_any_dead(round, me) => {
                 self.swap(state, state.broken());
@@ -432,6 +446,7 @@ impl<const MAX: usize> Barrier<MAX> {
                 self.swap(state, acting).then_some(Turn::Lead(acting))
             }
             Standing::Open => self.swap(state, state.passed()).then_some(Turn::Completed),
+            ended => Self::outcome(ended),
         }
     }
 

@@ -11,7 +11,8 @@
 use crate::Dice;
 use serde::{Deserialize, Serialize};
 use shm_array::{
-    Barrier, BarrierError, Condvar, LockError, Mutex, MutexGuard, RwLock, Semaphore, Shared, ShmSafe,
+    Barrier, BarrierError, Condvar, LockError, Mutex, MutexGuard, ReentrantMutex, RwLock, Semaphore, Shared,
+    ShmSafe,
 };
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,10 +31,14 @@ const SHORTLY: Duration = Duration::from_millis(1);
 /// Two numbers that are equal whenever nobody is inside.
 pub(crate) type Pair = [u64; 2];
 
+/// The same for a lock that lends them by shared reference.
+pub(crate) type Words = [AtomicU64; 2];
+
 /// What is played.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Game {
     Mutex(Shared<Mutex<Pair>>),
+    Reentrant(Shared<ReentrantMutex<Words>>),
     RwLock(Shared<RwLock<Pair>>),
     Semaphore(Shared<Semaphore<PERMITS>>),
     Condvar(Store),
@@ -205,6 +210,7 @@ impl Game {
     pub(crate) fn play(&self, table: &Table, me: Player, dice: &mut Dice) {
         match self {
             Self::Mutex(lock) => play_mutex(lock, table, me, dice),
+            Self::Reentrant(lock) => play_reentrant(lock, table, me, dice),
             Self::RwLock(lock) if dice.below(3) == 0 => play_writer(lock, table, me, dice),
             Self::RwLock(lock) => play_reader(lock, table, me, dice),
             Self::Semaphore(semaphore) => play_semaphore(semaphore, table, me, dice),
@@ -237,6 +243,45 @@ fn play_mutex(lock: &Mutex<Pair>, table: &Table, me: Player, dice: &mut Dice) {
     step(&mut guard, dice);
     table.leave_alone(me);
     drop(guard);
+    table.count();
+}
+
+/// Two guards deep. Whoever is outside looks whether it is taken for the holder: every process numbers its threads alike.
+pub(crate) fn play_reentrant(lock: &ReentrantMutex<Words>, table: &Table, me: Player, dice: &mut Dice) {
+    for _ in 0..dice.below(100) {
+        assert!(!lock.is_held_by_this_thread(), "{me:?} does not hold the lock: {lock:?}");
+    }
+    let locked = match dice.below(8) {
+        0 => lock.try_lock(),
+        1 => lock.lock_timeout(SHORTLY),
+        _ => lock.lock(),
+    };
+    let outer = match locked {
+        Ok(guard) => {
+            table.enter_alone(me, false);
+            guard
+        }
+        Err(LockError::OwnerDied(guard)) => {
+            table.enter_alone(me, true);
+            let mut pair = guard.each_ref().map(|word| word.load(Ordering::Relaxed));
+            repair(&mut pair);
+            guard[1].store(pair[1], Ordering::Relaxed);
+            guard.mark_consistent();
+            guard
+        }
+        Err(LockError::TimedOut | LockError::WouldBlock) => return,
+        Err(error) => panic!("{error}"),
+    };
+    let inner = lock.lock().expect("it has it");
+    let before = inner.each_ref().map(|word| word.load(Ordering::Relaxed));
+    assert_eq!(before[0], before[1], "torn without a warning");
+    for word in &*inner {
+        word.store(before[0] + 1, Ordering::Relaxed);
+        work(dice);
+    }
+    drop(inner);
+    table.leave_alone(me);
+    drop(outer);
     table.count();
 }
 

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! arrive    a cell that was not taken in this round -> (round, me); not while parties still leave the round before
-//! wait      all cells taken in the round, by the living -> PASSED (or leader, and then PASSED); sleep otherwise
+//! wait      all cells taken in the round, by the living -> PASSED (or leader, and then PASSED); sleep otherwise.
+//!           Looks for that on arrival and before each sleep
 //!           a party of the round is dead, or the leader is -> BROKEN
 //! leave     free the cell; the last one begins the next round. Newcomers free the cells of those who died leaving
 //! ```
@@ -236,6 +237,8 @@ impl Barrier {
                 (_, Phase::Filling) => match word.field {
                     Field::Broken => return self.learn(next, me, End::Broken, moves),
                     Field::Leader(_) => Self::go_on(Then::WaitFailed(attempt)),
+                    // Whoever polls leaves it to the last one that came.
+                    Field::Nothing if attempt == Attempt::Armed => Self::go_on(Then::WaitFailed(attempt)),
                     Field::Nothing => {
                         let dead = |cell: &Cell| cell.owner.is_some_and(|owner| state.seats.is_dead(owner));
                         let in_round = |cell: &&Cell| cell.round == word.round;
