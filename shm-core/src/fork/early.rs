@@ -13,8 +13,7 @@ use super::process;
 
 /// The loader calls it before `main`, and with this priority (the first that is not the C library's) before other such
 /// functions: a program may begin its work in one of those. In a library that is loaded later: while it is loaded.
-// SAFETY: an array of such function pointers is what the section consists of; arguments that a C library passes are not
-// looked at.
+// An array of such function pointers is what the section consists of; arguments that a C library passes are not looked at.
 #[used]
 #[unsafe(link_section = ".init_array.00101")]
 static PREPARE: extern "C" fn() = prepare;
