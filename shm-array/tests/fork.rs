@@ -415,6 +415,35 @@ fn references_to_every_lock_work_in_a_forked_child() {
     assert_eq!(semaphore.available(), 1, "the dead child's permit came back");
 }
 
+/// The dead one had the number of this thread in its process: the fork copied it.
+#[test]
+fn a_reentrant_mutex_that_one_thread_inherits_is_not_anothers() {
+    const ROUNDS: u64 = 300;
+    let (_alone, _watchdog) = (alone(), watchdog());
+    let lock = Shared::new(ReentrantMutex::new(0_u64)).unwrap();
+    drop(lock.lock().unwrap());
+    let (orphaned, inherited, mut mistaken) = (AtomicU64::new(0), AtomicU64::new(0), 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 1..=ROUNDS {
+                wait_for(&orphaned, round);
+                let heir = lock.lock().expect_err("the owner died").into_guard().expect("the data");
+                heir.mark_consistent();
+                drop(heir);
+                inherited.store(round, Ordering::SeqCst);
+            }
+        });
+        for round in 1..=ROUNDS {
+            Child::fork(|| std::mem::forget(lock.lock().unwrap())).succeeds();
+            orphaned.store(round, Ordering::SeqCst);
+            while inherited.load(Ordering::SeqCst) != round {
+                mistaken += u64::from(lock.is_held_by_this_thread());
+            }
+        }
+    });
+    assert_eq!(mistaken, 0);
+}
+
 /// Each in a child of its own: the first call through a reference is the first access to the memory.
 #[test]
 fn the_first_access_of_a_forked_child_may_be_any_call_through_a_reference() {

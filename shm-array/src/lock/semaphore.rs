@@ -298,9 +298,8 @@ impl<const MAX: usize> Semaphore<MAX> {
             // A division takes longer than all the rest.
             start %= len.max(1);
         }
-        self.take_at(start, len, me).or_else(|| {
-            (start + 1..len).chain(0..start).find_map(|place| self.take_at(place, len, me))
-        })
+        self.take_at(start, len, me)
+            .or_else(|| (start + 1..len).chain(0..start).find_map(|place| self.take_at(place, len, me)))
     }
 
     #[inline]

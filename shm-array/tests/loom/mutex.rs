@@ -204,7 +204,7 @@ fn a_reentrant_mutex_excludes_other_threads() {
     assert_eq!(mutex.lock().unwrap().get(), 2);
 }
 
-/// The dead one was the first thread of its process, as one of the two is of theirs.
+/// Processes number their threads alike.
 fn after_a_death_one_thread_is_inside_a_reentrant_mutex() {
     let mutex = Arc::new(ReentrantMutex::new(AtomicU32::new(0)));
     let with_mutex = |body: fn(&ReentrantMutex<AtomicU32>)| {
@@ -219,14 +219,17 @@ fn after_a_death_one_thread_is_inside_a_reentrant_mutex() {
     dying.join().unwrap();
     let go_in = |m: &ReentrantMutex<AtomicU32>| {
         enter(2);
-        assert!(!m.is_held_by_this_thread());
         let (Ok(guard) | Err(LockError::OwnerDied(guard))) = m.lock() else { panic!("repaired by both") };
         assert!(m.is_held_by_this_thread());
         assert_eq!(guard.fetch_add(1, Relaxed), 0, "two are inside");
         guard.fetch_sub(1, Relaxed);
         guard.mark_consistent();
     };
+    // This is the first thread of its process from here on, as the dead one was of its own.
+    enter(2);
+    assert!(!mutex.is_held_by_this_thread());
     let other = with_mutex(go_in);
+    assert!(!mutex.is_held_by_this_thread(), "the other one has it");
     go_in(&mutex);
     other.join().unwrap();
 }
