@@ -486,3 +486,14 @@ fn a_guard_that_was_forked_lends_nothing_and_unlocks_nothing() {
 fn a_forked_child_that_dies_with_the_lock_is_found_out() {
     assert_fork(Fork::Dies);
 }
+
+#[test]
+fn a_mutex_that_was_moved_into_shared_memory_while_it_was_held_is_out_of_use_there() {
+    let mutex = Mutex::new(1_u64);
+    std::mem::forget(mutex.lock().unwrap());
+    let counter = Shared::new(mutex).unwrap();
+    assert!(matches!(counter.lock(), Err(LockError::Unrecoverable)));
+    assert!(matches!(counter.try_lock(), Err(LockError::Unrecoverable)));
+    assert_eq!(counter.renew(2), Ok(()));
+    assert_eq!(*counter.lock().unwrap(), 2);
+}
