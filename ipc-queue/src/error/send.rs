@@ -1,6 +1,6 @@
 //! The errors of sending.
 
-use super::{EXHAUSTED, EncodeError};
+use super::{EXHAUSTED, EncodeError, TAKEN};
 use std::fmt;
 
 const NO_RECEIVER: &str = "no living process holds a receiver of the queue";
@@ -38,6 +38,9 @@ macro_rules! send_error {
             Forked(T),
             /// The queue has carried as many messages as it can number. A new one is needed.
             Exhausted(T),
+            /// The end of a queue made by [`spsc`](crate::spsc()) is in use elsewhere: this one was sent there, or is a forked
+            /// child's copy. Other queues do not say so.
+            Taken(T),
         }
 
         impl<T> $name<T> {
@@ -47,6 +50,7 @@ macro_rules! send_error {
                     $(Self::$variant(value) |)? Self::Disconnected(value)
                     | Self::Forked(value)
                     | Self::Exhausted(value)
+                    | Self::Taken(value)
                     | Self::TooLarge { value, .. }
                     | Self::Encode { value, .. } => value,
                 }
@@ -71,6 +75,7 @@ macro_rules! send_error {
                     Failure::Encode(reason) => Self::Encode { value, reason },
                     Failure::Forked => Self::Forked(value),
                     Failure::Exhausted => Self::Exhausted(value),
+                    Failure::Taken => Self::Taken(value),
                 }
             }
         }
@@ -86,6 +91,7 @@ macro_rules! send_error {
                     Self::Encode { reason, .. } => write!(f, "Encode {{ reason: {reason:?}, .. }}"),
                     Self::Forked(_) => f.write_str("Forked(..)"),
                     Self::Exhausted(_) => f.write_str("Exhausted(..)"),
+                    Self::Taken(_) => f.write_str("Taken(..)"),
                 }
             }
         }
@@ -99,6 +105,7 @@ macro_rules! send_error {
                     Self::Encode { reason, .. } => reason.fmt(f),
                     Self::Forked(_) => shm_core::fork::Forked.fmt(f),
                     Self::Exhausted(_) => f.write_str(EXHAUSTED),
+                    Self::Taken(_) => f.write_str(TAKEN),
                 }
             }
         }
@@ -122,6 +129,7 @@ pub(crate) enum Failure {
     Encode(EncodeError),
     Forked,
     Exhausted,
+    Taken,
 }
 
 send_error! {
@@ -205,6 +213,11 @@ impl<T> SendBatchError<T> {
     pub fn is_forked(&self) -> bool {
         matches!(self.halt, Halt::Failed(Failure::Forked))
     }
+
+    /// Whether this end is in use elsewhere; only ends of a queue made by [`spsc`](crate::spsc()) say so.
+    pub fn is_taken(&self) -> bool {
+        matches!(self.halt, Halt::Failed(Failure::Taken))
+    }
 }
 
 impl<T> fmt::Debug for SendBatchError<T> {
@@ -230,6 +243,7 @@ impl<T> fmt::Display for SendBatchError<T> {
                 Failure::Encode(reason) => reason.fmt(f),
                 Failure::Forked => shm_core::fork::Forked.fmt(f),
                 Failure::Exhausted => f.write_str(EXHAUSTED),
+                Failure::Taken => f.write_str(TAKEN),
             },
         }
     }
