@@ -417,17 +417,7 @@ mod barrier_is {
     use barrier::Control;
 
     fn barrier(parties: usize, processes: usize, rounds: u8, crashes: u8, reissues: u8) -> Barrier {
-        Barrier {
-            parties,
-            processes,
-            rounds,
-            crashes,
-            reissues,
-            impatient: false,
-            resets: false,
-            acts: false,
-            control: None,
-        }
+        Barrier { parties, processes, rounds, crashes, reissues, ..Barrier::default() }
     }
 
     /// The barrier with one rule broken, at bounds at which the right one is sound.

@@ -46,6 +46,7 @@ pub(crate) enum Control {
     WakesOne,
 }
 
+#[derive(Default)]
 pub(crate) struct Barrier {
     pub(crate) parties: usize,
     pub(crate) processes: usize,
