@@ -1,4 +1,4 @@
-//! Queues of one producer and one consumer: no compare-and-swap, no fence, several times the rate of the others.
+//! Queues of one producer and one consumer: no compare-and-swap and no fence per message.
 //!
 //! [`Producer`] and [`Consumer`] do what [`Sender`](crate::Sender) and [`Receiver`](crate::Receiver) do, but cannot be
 //! cloned or shared by threads, and their operations take `&mut self`.
@@ -85,7 +85,7 @@ mod api {
     }
 
     /// Creates a queue of up to `capacity` messages of plain old data, which are copied as they are, for one producer and
-    /// one consumer: the fastest queue of this crate.
+    /// one consumer.
     ///
     /// # Errors
     ///

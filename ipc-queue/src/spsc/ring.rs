@@ -26,7 +26,7 @@
 //! No compare-and-swap, no fence, and no shared line is read as long as the last look promises more. Both sides store
 //! their index with every message, so *full* and *empty* are exact and no message is held back. Such a store is cheap
 //! while the other side does not look, which it does once per look that brought something. The lines that a side will
-//! need next are fetched while it works on the present one: between two processors that doubles the rate.
+//! need next are fetched while it works on the present one.
 //!
 //! # The scary race
 //!
