@@ -200,7 +200,12 @@ fn consume_with(
 
 /// The cases: each size, and the queue of one producer and one consumer.
 pub fn cases() -> Vec<Case> {
-    vec![case::<u64>(), case::<[u64; 8]>(), case::<[u64; 128]>(), spsc::case()]
+    vec![
+        case::<u64>(),
+        case::<[u64; 8]>(),
+        case::<[u64; 128]>(),
+        spsc::case(),
+    ]
 }
 
 fn case<M: Message>() -> Case {
