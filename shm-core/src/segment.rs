@@ -50,6 +50,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 mod attached;
+mod header;
 mod inherit;
 mod naming;
 
@@ -57,6 +58,7 @@ mod naming;
 pub use crate::named;
 
 pub(crate) use attached::neighbourhood;
+use header::{Header, read_header, write_header};
 pub(crate) use inherit::Leaving;
 
 /// The highest participant index; so many processes can be attached at once.
@@ -100,20 +102,6 @@ impl Spec {
         let len = (self.body_len as u64).checked_next_multiple_of(PAGE);
         len.and_then(|len| len.checked_add(BODY_OFFSET)).unwrap_or(u64::MAX)
     }
-}
-
-/// The fixed part of the header, as bytes in the file.
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-struct Header {
-    magic: u64,
-    version: u32,
-    kind: u32,
-    layout_hash: u64,
-    file_len: u64,
-    body_offset: u64,
-    body_len: u64,
-    id: [u64; 2],
 }
 
 /// One attachment of this process to a segment, shared by all handles of the process. Dropping the last one
@@ -634,25 +622,6 @@ impl Key {
 pub fn sweep_all() -> usize {
     let segments = attached::all(&crate::fork::window());
     segments.iter().map(|segment| segment.sweep()).sum()
-}
-
-/// Writes the header through the file: a system call orders it for everybody who reads it that way.
-fn write_header(fd: impl AsFd, header: &Header) -> Result<(), SegmentError> {
-    match rustix::io::pwrite(fd, bytemuck::bytes_of(header), 0) {
-        Ok(len) if len == size_of::<Header>() => Ok(()),
-        Ok(_) => Err(SegmentError::foreign("its header", 0, size_of::<Header>() as u64)),
-        Err(error) => Err(SegmentError::system("writing a segment's header")(error.into())),
-    }
-}
-
-/// One private copy of the header, never read again.
-fn read_header(fd: BorrowedFd<'_>) -> Result<Header, SegmentError> {
-    let mut header: Header = bytemuck::Zeroable::zeroed();
-    match rustix::io::pread(fd, bytemuck::bytes_of_mut(&mut header), 0) {
-        Ok(len) if len == size_of::<Header>() => Ok(header),
-        Ok(len) => Err(SegmentError::foreign("its header's length", len as u64, size_of::<Header>() as u64)),
-        Err(error) => Err(SegmentError::system("reading a segment's header")(error.into())),
-    }
 }
 
 const _: () = assert!(size_of::<Header>() as u64 <= PAGE && BODY_OFFSET % PAGE == 0);
