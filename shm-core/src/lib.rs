@@ -16,12 +16,14 @@
 //! | [`sync`] | the only source of atomics and cells; loom's under `--cfg loom` |
 //! | [`handle`], [`socket`] | descriptors that travel beside serialised bytes |
 //! | [`broker`] | descriptors that wait with their sender, for messages without a socket |
-//! | [`fork`] | telling a forked child from its parent |
+//! | [`fork`] | telling a forked child from its parent, and keeping forks out of moments |
+//! | [`portable`] | which values may live in shared memory
 //! | [`crash`] | named steps at which a test kills its process |
 //!
 //! # Platforms
 //!
-//! Linux with `/proc` mounted. Under `--cfg loom` only [`sync`], [`futex`], [`wait`] and [`handle`] exist.
+//! Linux with `/proc` mounted. Under `--cfg loom` only [`sync`], [`futex`], [`wait`], [`owner`], [`deaths`],
+//! [`fork`], [`handle`] and [`crash`] exist.
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
