@@ -16,8 +16,8 @@
 //! | [`sync`] | the only source of atomics and cells; loom's under `--cfg loom` |
 //! | [`handle`], [`socket`] | descriptors that travel beside serialised bytes |
 //! | [`broker`] | descriptors that wait with their sender, for messages without a socket |
-//! | [`fork`] | telling a forked child from its parent, and keeping forks out of moments |
-//! | [`portable`] | which values may live in shared memory
+//! | [`fork`] | telling a forked child from its parent |
+//! | [`portable`] | which values may live in shared memory |
 //! | [`crash`] | named steps at which a test kills its process |
 //!
 //! # Platforms
