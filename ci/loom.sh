@@ -10,5 +10,5 @@ export LOOM_MAX_PREEMPTIONS="${LOOM_MAX_PREEMPTIONS:-2}"
 
 for models in */tests/loom.rs; do
     crate=${models%%/*}
-    step "loom $crate" limited 600 cargo test --profile loom -p "$crate" --test loom
+    step "loom $crate" limited 900 cargo test --profile loom -p "$crate" --test loom
 done

@@ -11,6 +11,7 @@ mod iceoryx;
 mod ours;
 mod pipe;
 mod python;
+mod spsc;
 mod threads;
 
 use crate::child::{Control, Result, Role};
@@ -28,6 +29,7 @@ pub const ROLES: &[(&str, Role)] = &[
     ("queue.ours.8B", ours::produce::<u64>),
     ("queue.ours.64B", ours::produce::<[u64; 8]>),
     ("queue.ours.1KiB", ours::produce::<[u64; 128]>),
+    ("queue.ours.8B_spsc", spsc::produce),
     ("queue.iceoryx2.8B", iceoryx::produce::<u64>),
     ("queue.iceoryx2.64B", iceoryx::produce::<[u64; 8]>),
     ("queue.iceoryx2.1KiB", iceoryx::produce::<[u64; 128]>),
@@ -196,9 +198,14 @@ fn consume_with(
     Ok(now())
 }
 
-/// The three cases.
+/// The cases: each size, and the queue of one producer and one consumer.
 pub fn cases() -> Vec<Case> {
-    vec![case::<u64>(), case::<[u64; 8]>(), case::<[u64; 128]>()]
+    vec![
+        case::<u64>(),
+        case::<[u64; 8]>(),
+        case::<[u64; 128]>(),
+        spsc::case(),
+    ]
 }
 
 fn case<M: Message>() -> Case {

@@ -5,7 +5,7 @@ use crate::codec::{Codec, Encoding, Postcard, Verbatim};
 use crate::end::{End, Shape};
 use crate::error::Error;
 use crate::ring::MAX_PAYLOAD;
-use crate::{BytesReceiver, BytesSender, PlainReceiver, PlainSender, Receiver, Sender};
+use crate::{BytesReceiver, BytesSender, Consumer, PlainReceiver, PlainSender, Producer, Receiver, Sender};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shm_core::Plain;
@@ -134,12 +134,26 @@ impl<T: Serialize + DeserializeOwned> Builder<T> {
     ///
     /// [`Error`]: a number out of range, too little memory, no descriptors left, no `/proc`.
     pub fn build(self) -> Result<(Sender<T>, Receiver<T>), Error> {
+        create::<T, Postcard>(self.capacity, self.checked_slot_bytes()?, self.byte_budget)
+    }
+
+    /// Creates a queue of one producer and one consumer; see [`spsc`](crate::spsc()). Its messages lie in slots; the byte
+    /// budget is not used.
+    ///
+    /// # Errors
+    ///
+    /// As [`Builder::build`].
+    pub fn build_spsc(self) -> Result<(Producer<T>, Consumer<T>), Error> {
+        crate::spsc::create::<T, Postcard>(self.capacity, self.checked_slot_bytes()?)
+    }
+
+    fn checked_slot_bytes(&self) -> Result<usize, Error> {
         // The codec's own bytes count too.
         let limit = <Postcard as Encoding<T>>::limit(MAX_PAYLOAD).unwrap_or(0);
         if !(1..=limit).contains(&self.slot_bytes) {
             return Err(Error::slot_bytes(self.slot_bytes, limit));
         }
-        create::<T, Postcard>(self.capacity, self.slot_bytes, self.byte_budget)
+        Ok(self.slot_bytes)
     }
 }
 

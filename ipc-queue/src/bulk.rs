@@ -95,6 +95,11 @@ pub(crate) struct Bulk {
     place: Placement,
 }
 
+// SAFETY: all tables are atomics, and the mapping may be used by every thread; a run's memory by its owner only.
+unsafe impl Send for Bulk {}
+// SAFETY: as above.
+unsafe impl Sync for Bulk {}
+
 impl Bulk {
     /// `place` lies inside of the body, whose mapping outlives the result.
     pub(crate) fn new(body: NonNull<u8>, place: Placement) -> Self {

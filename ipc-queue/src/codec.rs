@@ -65,6 +65,13 @@ pub struct Limits {
     pub message: usize,
 }
 
+impl Limits {
+    /// Those of a queue without chunks.
+    pub(crate) fn of_slot(slot: usize) -> Self {
+        Self { slot, message: slot }
+    }
+}
+
 /// The machinery of a codec. `limit` is the longest message in a slot of the queue at hand, as [`Encoding::limit`] gave it.
 pub trait Encoding<T> {
     /// Where a value is encoded.

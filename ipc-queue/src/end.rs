@@ -12,26 +12,22 @@ use crate::bulk::{self, Bulk};
 use crate::codec::{Codec, Limits};
 use crate::error::{Error, Failure};
 use crate::layout::{Control, KIND, Placement, RING_START, Side};
+use crate::member::{self, Member};
 use crate::ring::{Claim, Cursor, Layout, PopError, PushError, Ring};
-use crate::{disconnect, travel};
+use crate::travel;
 use shm_core::SegmentError;
-use shm_core::fork::Forked;
+use shm_core::broker::Deposit;
 use shm_core::segment::{Segment, Spec};
-use shm_core::sync::{AtomicU64, Ordering};
-use shm_core::wait::Pace;
+use shm_core::sync::AtomicU64;
+use std::ops::Deref;
 use std::os::fd::BorrowedFd;
-use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::time::Instant;
 
 /// A handle's way to the queue; one per handle.
 pub(crate) struct End {
-    /// Points into the segment below.
+    /// Points into the member's segment.
     ring: Ring<'static>,
-    /// Points into the segment below.
-    control: NonNull<Control>,
-    side: Side,
     /// Where messages lie that do not fit a slot, if the queue takes such.
     pub(crate) bulk: Option<Arc<Bulk>>,
     /// The longest message that fits a slot, as the codec counts.
@@ -42,22 +38,19 @@ pub(crate) struct End {
     cursor: Cursor,
     /// Where the other side was seen last; for `len`.
     far: Cursor,
-    pub(crate) pace: Pace,
-    /// When this handle last looked whether the other side is alive, in microseconds since `born`.
-    looked: AtomicU64,
-    /// When this handle last looked at what lies idle, likewise.
+    /// When this handle last looked at what lies idle, in microseconds; see `Member::is_due`.
     trimmed: AtomicU64,
-    born: Instant,
-    segment: Arc<Segment>,
+    member: Member,
 }
 
-// SAFETY: the control block consists of atomics, the ring is `Sync`, and the mapping may be used by every thread.
-unsafe impl Send for End {}
-// SAFETY: as above.
-unsafe impl Sync for End {}
-// A panic can only come from a user's code, which runs while nothing is half done.
-impl UnwindSafe for End {}
-impl RefUnwindSafe for End {}
+impl Deref for End {
+    type Target = Member;
+
+    #[inline(always)]
+    fn deref(&self) -> &Member {
+        &self.member
+    }
+}
 
 /// Why the ring gave or took nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,33 +145,12 @@ fn sweep(segment: &Segment, dead: u16) -> bool {
     body.ring.recover_owner(dead);
     shm_core::crash_point!("queue.sweep.recovered");
     bulk::sweep(&body, control, dead);
-    for side in [Side::Sender, Side::Receiver] {
-        control.count(dead, side).store(0, Ordering::SeqCst);
-    }
-    control.in_hand(dead).store(0, Ordering::SeqCst);
-    shm_core::crash_point!("queue.sweep.uncounted");
-    for side in [Side::Sender, Side::Receiver] {
-        disconnect::is_gone(segment, control, side);
-        control.wake_all(side);
-    }
+    member::sweep(segment, control, dead);
     true
 }
 
-/// Counts the handles that a forked child has inherited; see [`Spec::arrived`].
-fn arrived(segment: &Segment) {
-    // SAFETY: `Body::of` was content with the segment before the first handle was made; atomics.
-    let control = unsafe { segment.body().cast::<Control>().as_ref() };
-    for side in [Side::Sender, Side::Receiver] {
-        let count = control.count(segment.participant(), side);
-        // SeqCst: see `disconnect`.
-        count.store(segment.held(side.lane().into()), Ordering::SeqCst);
-    }
-    control.in_hand(segment.participant()).store(0, Ordering::SeqCst);
-    control.advance_epoch();
-}
-
 fn spec(layout_hash: u64, body_len: usize) -> Spec {
-    Spec { kind: KIND, layout_hash, body_len, sweep, arrived }
+    Spec { kind: KIND, layout_hash, body_len, sweep, arrived: member::arrived }
 }
 
 impl End {
@@ -196,7 +168,9 @@ impl End {
         let place = Placement::for_budget(ring_end, budget, chunk_len).ok_or(Error::byte_budget(budget))?;
         let segment = Segment::create_sparse(&spec(shape.layout, place.end), place.chunks, |body| {
             // SAFETY: the body is page-aligned, zeroed and long enough; zeroes are a valid control block.
-            unsafe { body.cast::<Control>().as_ref() }.set_geometry(&layout, &place);
+            let control = unsafe { body.cast::<Control>().as_ref() };
+            control.set_geometry(&layout);
+            control.set_chunk_geometry(&place);
         })?;
         let limit = (shape.limit)(layout.payload_len()).expect("the codec chose the payload");
         let body = Body::of(&segment).expect("the geometry was just written");
@@ -223,58 +197,16 @@ impl End {
     }
 
     fn new(segment: &Arc<Segment>, body: &Body, side: Side, limit: usize) -> Self {
-        let end = Self {
+        Self {
             ring: body.ring,
-            control: body.control,
-            side,
             bulk: body.bulk.map(Arc::new),
             limit,
             longest: limit.max(body.budget),
             cursor: Cursor::new(),
             far: Cursor::new(),
-            pace: Pace::new(),
-            looked: AtomicU64::new(0),
             trimmed: AtomicU64::new(0),
-            born: Instant::now(),
-            segment: Arc::clone(segment),
-        };
-        end.enlist();
-        end
-    }
-
-    /// Counts this handle: for everybody, and for children of this process.
-    fn enlist(&self) {
-        let lane = self.side.lane().into();
-        // Where the queue is not there, handles are counted for children all the same, as they are dropped all the same.
-        if self.check().is_err() && self.is_away(|| self.segment.hold(lane)) {
-            return;
+            member: Member::new(Arc::clone(segment), body.control, side),
         }
-        // SeqCst: see `disconnect`.
-        let count = self.control().count(self.me(), self.side);
-        count.fetch_add(1, Ordering::SeqCst);
-        self.segment.hold(lane);
-    }
-
-    /// Makes sure that the queue is there: a forked child attaches again. One load if there is nothing to do.
-    #[inline(always)]
-    pub(crate) fn check(&self) -> Result<(), Forked> {
-        if self.segment.check().is_ok() { Ok(()) } else { self.attach_again() }
-    }
-
-    #[cold]
-    fn attach_again(&self) -> Result<(), Forked> {
-        self.segment.ensure().map_err(|_| Forked)
-    }
-
-    #[inline(always)]
-    pub(crate) fn control(&self) -> &Control {
-        // SAFETY: in the mapping, which lives as long as `self.segment`; callers have passed `check`.
-        unsafe { self.control.as_ref() }
-    }
-
-    #[inline(always)]
-    pub(crate) fn side(&self) -> Side {
-        self.side
     }
 
     #[inline(always)]
@@ -296,19 +228,11 @@ impl End {
         &self.cursor
     }
 
-    pub(crate) fn segment(&self) -> &Segment {
-        &self.segment
-    }
-
-    /// The participant index of this process: another one in a forked child.
-    #[inline(always)]
-    pub(crate) fn me(&self) -> u16 {
-        self.segment.participant()
-    }
-
-    /// Ring, control block, and the segment that they need to live as long as they are used.
-    pub(crate) fn parts(&self) -> (Ring<'static>, NonNull<Control>, Arc<Segment>) {
-        (self.ring, self.control, Arc::clone(&self.segment))
+    /// The message of `ticket` is in the queue: leaves its descriptors to the broker.
+    #[cold]
+    pub(crate) fn leave_deposit(&self, deposit: &Deposit, ticket: u64) {
+        let ring = self.ring;
+        self.member.leave_deposit(deposit, move || !ring.is_released(ticket));
     }
 
     /// Whether sending makes sense at all. One load each.
@@ -335,7 +259,7 @@ impl End {
 
     /// How many messages are claimed by producers and not by consumers.
     pub(crate) fn len(&self) -> usize {
-        match self.side {
+        match self.side() {
             Side::Sender => self.ring.len(&self.cursor, &self.far),
             Side::Receiver => self.ring.len(&self.far, &self.cursor),
         }
@@ -343,7 +267,7 @@ impl End {
 
     /// Whether another handle of this side would find what it waits for.
     pub(crate) fn is_ready(&self) -> bool {
-        match self.side {
+        match self.side() {
             Side::Sender => self.len() < self.capacity(),
             Side::Receiver => self.ring.is_ready(&self.cursor),
         }
@@ -424,11 +348,11 @@ impl End {
     /// Repairs what a dead owner left. Returns whether it was dead, so that looking again may pay.
     #[cold]
     pub(crate) fn recover(&self, claim: Claim) -> bool {
-        if claim.owner() == self.me() || !self.segment.is_dead(claim.owner()) {
+        if claim.owner() == self.me() || !self.segment().is_dead(claim.owner()) {
             return false;
         }
         self.ring.recover(claim);
-        self.segment.sweep();
+        self.segment().sweep();
         // Somebody else may sleep over what the dead one held.
         self.control().wake_all(Side::Receiver);
         self.control().wake_all(Side::Sender);
@@ -438,101 +362,40 @@ impl End {
     /// Whether the claim of a sender that is gone may be in somebody else's hands: that of a sweep, which holds the
     /// dead one's lock until it has repaired everything. Whoever is not attached has been swept.
     pub(crate) fn is_swept_elsewhere(&self, claim: Claim) -> bool {
-        claim.is_writing() && claim.owner() != self.me() && self.segment.is_attached(claim.owner())
-    }
-
-    /// Whether nobody holds the other side; asks the system.
-    pub(crate) fn is_alone(&self) -> bool {
-        disconnect::is_gone(&self.segment, self.control(), self.side.other())
-    }
-
-    /// Whether it is time for a handle that does not sleep to ask the system about the other side.
-    pub(crate) fn may_look(&self) -> bool {
-        self.is_due(&self.looked, POLLERS_LOOK_MICROS)
+        claim.is_writing() && claim.owner() != self.me() && self.segment().is_attached(claim.owner())
     }
 
     /// Whether it is time to look at what lies idle.
     pub(crate) fn may_trim(&self) -> bool {
         self.is_due(&self.trimmed, TRIM_MICROS)
     }
-
-    fn is_due(&self, last: &AtomicU64, period: u64) -> bool {
-        // Relaxed: how often to look is a matter of cost only.
-        let now = u64::try_from(self.born.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let before = last.load(Ordering::Relaxed);
-        let due = before == 0 || now.saturating_sub(before) >= period;
-        if due {
-            last.store(now.max(1), Ordering::Relaxed);
-        }
-        due
-    }
 }
 
-/// How often a handle that only polls, or finds room all the time, asks the system whether the other side is alive.
-const POLLERS_LOOK_MICROS: u64 = 1000;
 /// How often a handle looks at most whether memory lies idle. What was in use in between is kept.
 const TRIM_MICROS: u64 = 1_000_000;
 
 impl Clone for End {
     fn clone(&self) -> Self {
-        let copy = Self {
+        Self {
             ring: self.ring,
-            control: self.control,
-            side: self.side,
             bulk: self.bulk.clone(),
             limit: self.limit,
             longest: self.longest,
             cursor: self.cursor.clone(),
             far: self.far.clone(),
-            pace: Pace::new(),
-            looked: AtomicU64::new(0),
             trimmed: AtomicU64::new(0),
-            born: Instant::now(),
-            segment: Arc::clone(&self.segment),
-        };
-        copy.enlist();
-        copy
-    }
-}
-
-impl Drop for End {
-    fn drop(&mut self) {
-        let lane = self.side.lane().into();
-        // A handle that a forked child inherited and did not use: nobody else knows of it.
-        if self.segment.check().is_err() && self.is_away(|| self.segment.unhold(lane)) {
-            return;
-        }
-        // Before the other count, so that a child forked in between does not inherit what is going.
-        self.segment.unhold(lane);
-        // SeqCst: of two processes that let go at once, one sees the other's count fall.
-        let count = self.control().count(self.me(), self.side);
-        let before = count.fetch_sub(1, Ordering::SeqCst);
-        if before == 1 {
-            disconnect::is_gone(&self.segment, self.control(), self.side);
+            member: self.member.clone(),
         }
     }
 }
 
 impl End {
-    /// Whether the queue is not there, in a forked child that has not attached again; if so, runs `count` before another
-    /// thread attaches and tells everybody what was counted.
-    #[cold]
-    fn is_away(&self, count: impl FnOnce()) -> bool {
-        // Attaching again is inside the window.
-        let _window = shm_core::fork::window();
-        let away = self.segment.check().is_err();
-        if away {
-            count();
-        }
-        away
-    }
-
     /// What `Debug` of a handle prints.
     pub(crate) fn fmt_as(&self, name: &str, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut debug = f.debug_struct(name);
         debug.field("capacity", &self.capacity());
         // Printing does not attach.
-        match self.segment.check() {
+        match self.segment().check() {
             Ok(()) => debug.field("len", &self.len()),
             Err(_) => debug.field("forked", &true),
         };

@@ -14,6 +14,8 @@ use shm_core::SegmentError;
 use shm_core::broker::{Claim, DepositError, FetchError};
 use std::fmt;
 
+/// Of ends that work in one process at a time.
+pub(crate) const TAKEN: &str = "this end of the queue is in use elsewhere";
 const EXHAUSTED: &str = "the queue has carried as many messages as it can number";
 
 /// Why a queue could not be created. Opaque: ask the `is_*` predicates.

@@ -178,10 +178,15 @@ struct Counts {
 
 impl Control {
     /// Writes the geometry; for the creator, before anybody else can see the segment.
-    pub(crate) fn set_geometry(&self, layout: &Layout, chunks: &Placement) {
+    pub(crate) fn set_geometry(&self, layout: &Layout) {
         // Relaxed: the segment's publication orders it.
         self.capacity.store(layout.capacity() as u64, Ordering::Relaxed);
         self.payload_len.store(layout.payload_len() as u64, Ordering::Relaxed);
+    }
+
+    /// Writes number and length of the chunks, likewise. Without it there are none.
+    pub(crate) fn set_chunk_geometry(&self, chunks: &Placement) {
+        // Relaxed: as above.
         self.chunks.store(chunks.count as u64, Ordering::Relaxed);
         self.chunk_len.store(chunks.chunk_len as u64, Ordering::Relaxed);
     }

@@ -8,6 +8,7 @@
 //! | waiting | the ring gave nothing: poll, sleep, look after the peers |
 //! | disconnect | who holds which side, and what is on its way |
 //! | bulk | chunks of memory for what does not fit a slot |
+//! | [`spsc`](mod@spsc) | the same for one producer and one consumer, with a ring of its own |
 //! | [`ring`] | slots that carry their owner; no shared head or tail |
 //! | `shm_core::segment` | shared memory, participants, who is dead |
 #![deny(unsafe_code)]
@@ -32,12 +33,15 @@ mod error;
 #[cfg(not(loom))]
 mod layout;
 #[cfg(not(loom))]
+mod member;
+#[cfg(not(loom))]
 mod parcel;
 #[cfg(not(loom))]
 mod receiver;
 pub mod ring;
 #[cfg(not(loom))]
 mod sender;
+pub mod spsc;
 #[cfg(not(loom))]
 mod travel;
 #[cfg(not(loom))]
@@ -59,6 +63,7 @@ mod handles {
     };
     pub use crate::receiver::{IntoIter, Iter, PlainReceiver, Receiver, TryIter};
     pub use crate::sender::{PlainSender, Sender};
+    pub use crate::spsc::{Consumer, PlainConsumer, PlainProducer, Producer, spsc, spsc_plain};
 }
 
 #[doc(no_inline)]

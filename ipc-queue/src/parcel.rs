@@ -25,9 +25,8 @@
 #![allow(unsafe_code)]
 
 use crate::disconnect;
-use crate::end::End;
 use crate::layout::{Control, Side};
-use crate::ring::Ring;
+use crate::member::Member;
 use shm_core::broker::Deposit;
 use shm_core::crash_point;
 use shm_core::fork::ForkStamp;
@@ -37,20 +36,20 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-/// Knows whether the message of a ticket may still be received.
-struct Watch {
-    ring: Ring<'static>,
+/// Knows whether a message may still be received.
+struct Watch<F> {
+    /// Whether it is in its slot.
+    is_queued: F,
     control: NonNull<Control>,
-    ticket: u64,
     segment: Arc<Segment>,
 }
 
-// SAFETY: the control block consists of atomics, the ring is `Sync`, and the mapping may be used by every thread.
-unsafe impl Send for Watch {}
+// SAFETY: the control block consists of atomics, and the mapping may be used by every thread.
+unsafe impl<F: Send> Send for Watch<F> {}
 // SAFETY: as above.
-unsafe impl Sync for Watch {}
+unsafe impl<F: Sync> Sync for Watch<F> {}
 
-impl Watch {
+impl<F: Fn() -> bool> Watch<F> {
     fn is_wanted(&self) -> bool {
         if self.segment.check().is_err() {
             return false;
@@ -61,9 +60,9 @@ impl Watch {
             return false;
         }
         let segment = &self.segment;
-        // SYNC in-hand: the look at the slot (Acquire) comes first; pairs with the release of the slot behind `End::pop`.
+        // SYNC in-hand: the look at the slot (Acquire) comes first; pairs with the release of the slot by its receiver.
         let in_hand = |participant| control.in_hand(participant).load(Ordering::Acquire) != 0;
-        !self.ring.is_released(self.ticket)
+        (self.is_queued)()
             || in_hand(segment.participant())
             || (1..=segment.participants()).any(|other| in_hand(other) && !segment.is_dead(other))
     }
@@ -99,14 +98,19 @@ impl fmt::Debug for Hand {
     }
 }
 
-impl End {
-    /// The message of `ticket` is in the queue: leaves its descriptors to the broker.
+impl Member {
+    /// A message is in the queue: leaves its descriptors to the broker. `is_queued` tells whether it is there still, and is
+    /// asked as long as the segment is mapped.
     #[cold]
-    pub(crate) fn leave_deposit(&self, deposit: &Deposit, ticket: u64) {
+    pub(crate) fn leave_deposit(
+        &self,
+        deposit: &Deposit,
+        is_queued: impl Fn() -> bool + Send + Sync + 'static,
+    ) {
         crash_point!("queue.parcel.pushed");
         deposit.inspect(|token| self.segment().disarm(token, Side::Receiver.lane().into()));
-        let (ring, control, segment) = self.parts();
-        let watch = Watch { ring, control, ticket, segment };
+        let segment = Arc::clone(self.segment());
+        let watch = Watch { is_queued, control: self.control_block(), segment };
         deposit.leave(Arc::new(move || watch.is_wanted()));
     }
 
@@ -118,10 +122,10 @@ impl End {
         crash_point!("queue.parcel.in_hand");
     }
 
-    /// Takes over what [`End::take_in_hand`] has counted.
+    /// Takes over what [`Member::take_in_hand`] has counted.
     #[cold]
     pub(crate) fn hand(&self) -> Hand {
-        let (_, control, segment) = self.parts();
-        Hand { control, me: self.me(), stamp: ForkStamp::now(), _segment: segment }
+        let _segment = Arc::clone(self.segment());
+        Hand { control: self.control_block(), me: self.me(), stamp: ForkStamp::now(), _segment }
     }
 }

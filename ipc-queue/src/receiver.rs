@@ -116,8 +116,8 @@ impl<T, C: Codec<T>> Receiver<T, C> {
         }
     }
 
-    /// Receives a message if one is there now. Never blocks, unless the message has handles, which are fetched from the
-    /// process that sent it; lock-free.
+    /// Receives a message if one is there now. Never blocks, unless the message has handles: they are fetched from the
+    /// process that sent it, for at most 5 seconds. Lock-free otherwise.
     ///
     /// # Errors
     ///
@@ -149,6 +149,7 @@ impl<T, C: Codec<T>> Receiver<T, C> {
     }
 
     /// Receives a message. Blocks while the queue is empty, up to `timeout`; woken as [`Receiver::recv`].
+    /// The handles of a message that came in time are fetched afterwards, which may take 5 seconds more.
     ///
     /// # Errors
     ///
@@ -168,6 +169,7 @@ impl<T, C: Codec<T>> Receiver<T, C> {
     }
 
     /// Receives a message. Blocks while the queue is empty, until `deadline`; woken as [`Receiver::recv`].
+    /// Handles are fetched as by [`Receiver::recv_timeout`].
     ///
     /// # Errors
     ///
@@ -217,7 +219,8 @@ impl<T, C: Codec<T>> Receiver<T, C> {
         }
     }
 
-    /// Receives up to `max` messages that are there now, none if there are none. Never blocks.
+    /// Receives up to `max` messages that are there now, none if there are none. Never blocks,
+    /// unless messages have handles: each of them is fetched as by [`Receiver::try_recv`].
     ///
     /// # Errors
     ///
@@ -236,7 +239,8 @@ impl<T, C: Codec<T>> Receiver<T, C> {
     }
 
     /// Receives up to `max` messages: blocks for the first up to `timeout`, then takes what is there, as
-    /// [`Receiver::recv_batch`]. Empty if none came in time, or if `max` is 0. Woken as [`Receiver::recv`].
+    /// [`Receiver::recv_batch`]. Empty if none came in time, or if `max` is 0. Woken as [`Receiver::recv`]. The handles of
+    /// each message are fetched as by [`Receiver::recv_timeout`].
     ///
     /// # Errors
     ///
@@ -354,8 +358,8 @@ impl<T, C: Codec<T>> Receiver<T, C> {
         Iter { receiver: self, ended: false }
     }
 
-    /// The messages that are there now. Never blocks; ends when the queue is empty. A message that does not decode
-    /// is an `Err` item, and the iteration goes on.
+    /// The messages that are there now. Never blocks, unless a message has handles (see [`Receiver::try_recv`]); ends when
+    /// the queue is empty. A message that does not decode is an `Err` item, and the iteration goes on.
     pub fn try_iter(&self) -> TryIter<'_, T, C> {
         TryIter { receiver: self }
     }

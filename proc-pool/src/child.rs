@@ -218,8 +218,12 @@ impl Child {
         }
     }
 
-    /// Sends SIGKILL to the child and its process group; does nothing if its exit status was collected.
+    /// Sends SIGKILL to the child and its process group; does nothing if its exit status was collected, or in a forked
+    /// process.
     pub(crate) fn kill(&self) -> io::Result<()> {
+        if self.owner.check().is_err() {
+            return Ok(());
+        }
         let status = self.status.lock();
         if status.is_none() {
             // Relaxed: read by whoever explains the death, who learns of it through the kernel.
@@ -237,12 +241,13 @@ impl Child {
     }
 
     /// The exit status if the child has ended; collects it (no zombie stays) and keeps it. What a child that ended by
-    /// a signal left in its process group is killed, and what it held in shared memory is looked after at once. Waits for
-    /// no other process.
+    /// a signal left in its process group is killed. What one that did not end well held in shared memory is looked after
+    /// at once. Waits for no other process. Nothing in a forked process.
     pub(crate) fn try_status(&self) -> Option<ExitStatus> {
         let status = self.collect_status();
         if let Some((status, Found::Now)) = status {
-            if status.signal().is_some() {
+            // Also after an exit: it ends a process in the middle of anything.
+            if !status.success() {
                 shm_core::segment::sweep_all();
             }
         }
@@ -250,8 +255,10 @@ impl Child {
     }
 
     fn collect_status(&self) -> Option<(ExitStatus, Found)> {
+        // First: a forked process may have inherited the lock taken.
+        self.owner.check().ok()?;
         let mut status = self.status.lock();
-        if status.is_some() || self.owner.check().is_err() {
+        if status.is_some() {
             return status.map(|status| (status, Found::Before));
         }
         *status = match self.wait_id(WaitIdOptions::NOWAIT) {

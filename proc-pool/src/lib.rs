@@ -23,8 +23,8 @@
 //!
 //! A child is the same program, started anew; [`init`] turns it into a worker before the rest of `main` runs. The
 //! function is named by its place in the program, arguments and results are encoded with `postcard`, and handles
-//! (the ends of queues) travel with them. Functions and closures without captures can be sent; captures do not
-//! compile, because the other process could not have them.
+//! (the ends of queues, shared values and arrays) travel with them. Functions and closures without captures can be
+//! sent; captures do not compile, because the other process could not have them.
 //!
 //! # Features
 //!
@@ -58,8 +58,8 @@ pub use error::{Error, Result, TaskError};
 pub use ipc_queue as queue;
 pub use pool::{Imap, ImapUnordered, Job, Pool, PoolBuilder, Task};
 pub use process::{ExitStatus, Process, ProcessBuilder};
-/// Values, arrays and locks that go into arguments, results and messages: the crate `shm-array`. What a worker held when it
-/// died is free at once, and whoever takes it next is told.
+/// Values, arrays and locks that go into arguments, results and messages. What a worker held when it died is free at once,
+/// and whoever takes it next is told.
 pub use shm_array as shared;
 pub use shm_core as shm;
 pub use startup::init;

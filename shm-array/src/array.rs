@@ -38,6 +38,9 @@ use std::marker::PhantomData;
 use std::ops::{Deref, Range};
 use std::panic::{RefUnwindSafe, UnwindSafe};
 
+/// Bytes that are gathered before they are written: few enough to stay in the cache.
+const AT_ONCE: usize = 1 << 16;
+
 /// A fixed number of elements in memory that processes share, in a segment of their own.
 ///
 /// A clone, in this process or another, is a handle of the same elements; memory goes with the last handle of the last
@@ -199,14 +202,39 @@ impl<T: Plain> SharedArray<T> {
         Self::builder(elements.len()).build_from(elements)
     }
 
-    /// Creates an array with what the iterator yields, gathered first.
+    /// Creates an array with what the iterator yields. Gathers it first if the iterator does not know how much that is.
     ///
     /// # Errors
     ///
     /// As [`SharedArray::zeroed`].
     #[allow(clippy::should_implement_trait, reason = "std's trait cannot fail")]
     pub fn from_iter(elements: impl IntoIterator<Item = T>) -> Result<Self> {
-        Self::from_slice(&elements.into_iter().collect::<Vec<T>>())
+        let mut elements = elements.into_iter();
+        let (len, most) = elements.size_hint();
+        if len == 0 || most != Some(len) {
+            return Self::from_slice(&elements.collect::<Vec<T>>());
+        }
+        let array = Self::builder(len).written()?;
+        let mut some = vec![T::zeroed(); len.min(AT_ONCE.div_ceil(size_of::<T>()))];
+        let mut filled = 0;
+        while filled < len {
+            let room = some.len().min(len - filled);
+            let fresh =
+                some[..room].iter_mut().zip(&mut elements).map(|(place, element)| *place = element).count();
+            array.body.write(filled, &some[..fresh])?;
+            filled += fresh;
+            if fresh < room {
+                break;
+            }
+        }
+        let further = elements.next();
+        if filled == len && further.is_none() {
+            array.prefault(0..len)?;
+            return Ok(array);
+        }
+        // The iterator was wrong about itself.
+        let all: Vec<T> = array.lock()?[..filled].iter().copied().chain(further).chain(elements).collect();
+        Self::from_slice(&all)
     }
 
     /// A part of the array that has a lock of its own.

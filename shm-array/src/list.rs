@@ -27,6 +27,7 @@ use shm_core::sync::{AtomicU64, Ordering};
 use std::fmt;
 use std::iter::FusedIterator;
 use std::ops::Range;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 
 mod value;
@@ -314,7 +315,7 @@ impl SharedList {
     /// The cell at `index`, if `value` fits into it.
     fn fitting(&self, index: usize, value: &ListValue) -> Result<Cell> {
         let cell = self.cell(index)?;
-        let (len, limit) = (value.bytes().len(), cell.capacity());
+        let (len, limit) = (value.len(), cell.capacity());
         if len > limit {
             let (value, limit) = (len as u64, limit as u64);
             return Err(Kind::Argument { what: "the length in bytes of a cell's value", value, limit }.into());
@@ -330,28 +331,30 @@ impl SharedList {
             // Relaxed: the latch orders them.
             let mut store = |word| slot.next().expect("the value fits").store(word, Ordering::Relaxed);
             store(value.head());
-            let bytes = value.bytes();
-            for part in bytes.chunks(8) {
-                let mut word = [0; 8];
-                word[..part.len()].copy_from_slice(part);
-                store(u64::from_le_bytes(word));
-            }
+            value.with_bytes(|bytes| {
+                for part in bytes.chunks(8) {
+                    let mut word = [0; 8];
+                    word[..part.len()].copy_from_slice(part);
+                    store(u64::from_le_bytes(word));
+                }
+            });
         });
     }
 
     /// Copies the value of a cell out and checks it.
     fn take(&self, cell: Cell) -> Result<ListValue> {
         let words: &[AtomicU64] = &self.words;
-        let (head, payload) = Latch(&words[cell.start]).read(|slot| {
+        let (head, first, rest) = Latch(&words[cell.start]).read(|slot| {
             let slot = &words[cell.slot(slot)];
             // Relaxed: the latch orders them.
             let head = slot[0].load(Ordering::Relaxed);
             // No more than there is room for, whatever the head says.
             let len = ListValue::len_of(head).div_ceil(8).min(cell.room);
-            let payload = slot[1..=len].iter().map(|word| word.load(Ordering::Relaxed));
-            (head, payload.collect::<Vec<u64>>())
+            let mut payload = slot[1..=len].iter().map(|word| word.load(Ordering::Relaxed));
+            // Of a number there is no rest, and nothing is allocated.
+            (head, payload.next().unwrap_or(0), payload.collect::<Vec<u64>>())
         });
-        ListValue::decode(head, &payload).ok_or_else(|| Kind::Corrupt { what: "a cell of a list" }.into())
+        ListValue::decode(head, first, &rest).ok_or_else(|| Kind::Corrupt { what: "a cell of a list" }.into())
     }
 
     /// A list in words that another process announced as one.
@@ -373,6 +376,10 @@ impl SharedList {
         Ok(Self { cells: cells.into(), words })
     }
 }
+
+// Whatever panics, each value is whole.
+impl UnwindSafe for SharedList {}
+impl RefUnwindSafe for SharedList {}
 
 impl Serialize for SharedList {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

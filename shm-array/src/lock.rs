@@ -20,7 +20,7 @@ mod barrier;
 mod condvar;
 mod error;
 mod event;
-mod line;
+pub(crate) mod line;
 #[cfg(all(feature = "lock_api", not(loom)))]
 pub mod lock_api;
 mod mutex;

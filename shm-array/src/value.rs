@@ -9,6 +9,7 @@ use crate::array::element_hash;
 use crate::error::{Error, Kind, Result};
 use crate::latch::Latch;
 use crate::lock::LockError;
+use crate::lock::line::must_be_attached;
 use crate::lock::raw::{Held, RawLock, Refused};
 use crate::shared::Shared;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -19,6 +20,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::time::{Duration, Instant};
 
 /// A value of plain data in memory that processes share; derefs to its [`ValueCell`], which has the methods.
@@ -135,6 +137,12 @@ struct Slot<T>(UnsafeCell<T>);
 // SAFETY: the value is copied in and out as atomics, so threads share nothing but bytes.
 unsafe impl<T: Plain + Send> Sync for ValueCell<T> {}
 
+// Whatever panics, the value is whole.
+impl<T: Plain + Send> UnwindSafe for ValueCell<T> {}
+impl<T: Plain + Send> RefUnwindSafe for ValueCell<T> {}
+impl<T: Plain + Send> UnwindSafe for SharedValue<T> {}
+impl<T: Plain + Send> RefUnwindSafe for SharedValue<T> {}
+
 // SAFETY: words and plain data in a fixed order, without a destructor; changed as atomics, under a lock that works between
 // processes.
 unsafe impl<T: Plain + Send> ShmSafe for ValueCell<T> {
@@ -151,6 +159,13 @@ impl<T: Plain + Send> ValueCell<T> {
     /// The value. Never blocks; lock-free.
     #[inline]
     pub fn get(&self) -> T {
+        must_be_attached(self);
+        self.copy()
+    }
+
+    /// The value; in a forked child the memory was attached again before.
+    #[inline]
+    fn copy(&self) -> T {
         // SAFETY: the cell's slots are only accessed as atomics.
         Latch(&self.sequence).read(|slot| unsafe { copy_out(&self.slots[slot]) })
     }
@@ -170,11 +185,12 @@ impl<T: Plain + Send> ValueCell<T> {
     /// Replaces the value by what `f` makes of it, while no other writer can come in between; returns the one before. Blocks
     /// while another writer has the lock.
     ///
-    /// `f` runs once, under the lock: it must not write to the same cell.
+    /// `f` runs once, under the lock: it must not write to the same cell. In a child that `f` forks, `update` changes nothing:
+    /// the lock is the parent's.
     #[inline]
     pub fn update(&self, f: impl FnOnce(T) -> T) -> T {
         let writer = self.writer();
-        let before = self.get();
+        let before = self.copy();
         writer.publish(f(before));
         before
     }
@@ -189,7 +205,7 @@ impl<T: Plain + Send> ValueCell<T> {
         T: PartialEq,
     {
         let writer = self.writer();
-        let before = self.get();
+        let before = self.copy();
         if before != current {
             return Err(before);
         }
@@ -330,7 +346,7 @@ pub struct ValueGuard<'a, T: Plain + Send> {
 
 impl<'a, T: Plain + Send> ValueGuard<'a, T> {
     fn of(writer: Writer<'a, T>) -> Self {
-        let value = writer.cell.get();
+        let value = writer.cell.copy();
         Self { writer, value, is_changed: false, thread: PhantomData }
     }
 }

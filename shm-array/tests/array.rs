@@ -523,3 +523,30 @@ fn a_death_at_every_step_of_a_reader_hinders_nobody() {
         assert_eq!(a.read().expect("free")[9], 1);
     }
 }
+
+/// Claims a length that is not its own.
+struct Liar {
+    left: i64,
+    claim: usize,
+}
+
+impl Iterator for Liar {
+    type Item = i64;
+
+    fn next(&mut self) -> Option<i64> {
+        self.left -= 1;
+        (self.left >= 0).then_some(self.left)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.claim, Some(self.claim))
+    }
+}
+
+#[test]
+fn an_iterator_that_is_wrong_about_its_length_is_stored_as_it_is() {
+    for claim in [0, 1, 2, 3, 4, 5] {
+        let array = SharedArray::from_iter(Liar { left: 3, claim }).expect("memory for three");
+        assert_eq!(array.to_vec().expect("in service"), [2, 1, 0], "with a claim of {claim}");
+    }
+}

@@ -5,7 +5,7 @@ mod common;
 
 use common::{Peer, Reporter, watchdog};
 use serde::{Deserialize, Serialize};
-use shm_array::{Barrier, BarrierError, BarrierWaitResult, Shared};
+use shm_array::{Barrier, BarrierError, BarrierWaitResult, Event, Shared};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -256,6 +256,27 @@ fn an_abort_during_the_action_breaks_the_round() {
     barrier.reset();
     assert_eq!(barrier.wait_with(|| barrier.reset()), Err(BarrierError::Broken));
     assert!(barrier.wait_with_timeout(SHORT, || ()).is_ok());
+}
+
+#[test]
+fn whoever_gives_up_during_the_action_of_others_leaves_their_round_alone() {
+    let _watchdog = watchdog();
+    let (barrier, is_acting, may_end) = (Barrier::new(2), Event::new(), Event::new());
+    thread::scope(|scope| {
+        let parties = [(); 2].map(|()| {
+            scope.spawn(|| {
+                barrier.wait_with(|| {
+                    is_acting.set();
+                    may_end.wait();
+                })
+            })
+        });
+        is_acting.wait();
+        assert_eq!(barrier.wait_timeout(SHORT), Err(BarrierError::TimedOut));
+        may_end.set();
+        assert!(parties.map(|party| party.join().unwrap()).iter().all(Result::is_ok));
+    });
+    assert!(!barrier.is_broken());
 }
 
 #[test]

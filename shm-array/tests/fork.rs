@@ -8,7 +8,10 @@ mod common;
 use common::watchdog;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_parent_process_death_signal, waitpid};
 use serde::Serialize;
-use shm_array::{Barrier, Event, LockError, Mutex, Once, OnceLock, RwLock, Semaphore, Shared, arena_usage};
+use shm_array::{
+    Barrier, Event, LockError, Mutex, Once, OnceLock, ReentrantMutex, RwLock, Semaphore, Shared, ValueCell,
+    arena_usage,
+};
 use shm_core::handle::{ReceiveSession, SendSession};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -410,6 +413,66 @@ fn references_to_every_lock_work_in_a_forked_child() {
     barrier.wait().unwrap();
     child.succeeds();
     assert_eq!(semaphore.available(), 1, "the dead child's permit came back");
+}
+
+/// The dead one had the number of this thread in its process: the fork copied it.
+#[test]
+fn a_reentrant_mutex_that_one_thread_inherits_is_not_anothers() {
+    const ROUNDS: u64 = 300;
+    let (_alone, _watchdog) = (alone(), watchdog());
+    let lock = Shared::new(ReentrantMutex::new(0_u64)).unwrap();
+    drop(lock.lock().unwrap());
+    let (orphaned, inherited, mut mistaken) = (AtomicU64::new(0), AtomicU64::new(0), 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 1..=ROUNDS {
+                wait_for(&orphaned, round);
+                let heir = lock.lock().expect_err("the owner died").into_guard().expect("the data");
+                heir.mark_consistent();
+                drop(heir);
+                inherited.store(round, Ordering::SeqCst);
+            }
+        });
+        for round in 1..=ROUNDS {
+            Child::fork(|| std::mem::forget(lock.lock().unwrap())).succeeds();
+            orphaned.store(round, Ordering::SeqCst);
+            while inherited.load(Ordering::SeqCst) != round {
+                mistaken += u64::from(lock.is_held_by_this_thread());
+            }
+        }
+    });
+    assert_eq!(mistaken, 0);
+}
+
+/// Each in a child of its own: the first call through a reference is the first access to the memory.
+#[test]
+fn the_first_access_of_a_forked_child_may_be_any_call_through_a_reference() {
+    let (_alone, _watchdog) = (alone(), watchdog());
+    let signal = Shared::new(shm_array::Signal::new(0)).unwrap();
+    let event = Shared::new(Event::new()).unwrap();
+    let numbers = Shared::new(ValueCell::new([3_u64; 2])).unwrap();
+    let nested = Shared::new(ReentrantMutex::new(0_u64)).unwrap();
+    let (signal_here, event_here, numbers_here, nested_here) = (&*signal, &*event, &*numbers, &*nested);
+    Child::fork(|| signal_here.post(1).unwrap()).succeeds();
+    Child::fork(|| event_here.set()).succeeds();
+    assert!(event.is_set() && signal.try_wait());
+    Child::fork(|| event_here.clear()).succeeds();
+    Child::fork(|| assert_eq!(numbers_here.get(), [3; 2])).succeeds();
+    Child::fork(|| numbers_here.set([4; 2])).succeeds();
+    Child::fork(|| assert_eq!(numbers_here.replace([5; 2]), [4; 2])).succeeds();
+    Child::fork(|| assert_eq!(*numbers_here.lock().unwrap(), [5; 2])).succeeds();
+    Child::fork(|| assert!(!nested_here.is_held_by_this_thread())).succeeds();
+    Child::fork(|| assert!(nested_here.lock().is_ok())).succeeds();
+}
+
+/// In a child of a child as well: whoever has inherited attachments looks before it leaps.
+#[test]
+fn an_event_is_set_by_a_grandchild() {
+    let (_alone, _watchdog) = (alone(), watchdog());
+    let event = Shared::new(Event::new()).unwrap();
+    let event_here = &*event;
+    Child::fork(|| Child::fork(|| event_here.set()).succeeds()).succeeds();
+    assert!(event.is_set());
 }
 
 #[test]

@@ -225,6 +225,18 @@ fn a_try_lock_takes_over_too() {
     assert!(matches!(counter.try_lock(), Err(LockError::OwnerDied(data)) if *data == 7));
 }
 
+/// Returns when a waiter has left its mark in the word, right before it sleeps.
+fn until_somebody_waits_for(counter: &Counter) {
+    const WAITERS: u32 = 1 << 31;
+    // The word comes first in the mutex.
+    let place = std::ptr::from_ref::<Mutex<u64>>(counter);
+    // SAFETY: the word is an atomic of 32 bits, at the beginning as the type is `repr(C)`.
+    let word = unsafe { &*place.cast::<std::sync::atomic::AtomicU32>() };
+    while word.load(std::sync::atomic::Ordering::Relaxed) & WAITERS == 0 {
+        std::thread::yield_now();
+    }
+}
+
 #[test]
 fn a_sleeping_waiter_learns_of_the_death() {
     let _watched = watchdog();
@@ -234,8 +246,7 @@ fn a_sleeping_waiter_learns_of_the_death() {
         let counter = counter.clone();
         move || counter.lock().is_err_and(|error| error.is_owner_died())
     });
-    // Long enough that the waiter sleeps; if not, it learns of the death before.
-    std::thread::sleep(Duration::from_millis(20));
+    until_somebody_waits_for(&counter);
     assert!(was_killed(peer.kill()));
     assert!(waiter.join().unwrap());
 }
@@ -280,7 +291,7 @@ fn a_sleeping_waiter_is_told_that_nobody_repaired() {
         let counter = counter.clone();
         move || matches!(counter.lock(), Err(LockError::Unrecoverable))
     });
-    std::thread::sleep(Duration::from_millis(5));
+    until_somebody_waits_for(&counter);
     drop(data);
     assert!(waiter.join().unwrap());
 }
@@ -474,4 +485,15 @@ fn a_guard_that_was_forked_lends_nothing_and_unlocks_nothing() {
 #[test]
 fn a_forked_child_that_dies_with_the_lock_is_found_out() {
     assert_fork(Fork::Dies);
+}
+
+#[test]
+fn a_mutex_that_was_moved_into_shared_memory_while_it_was_held_is_out_of_use_there() {
+    let mutex = Mutex::new(1_u64);
+    std::mem::forget(mutex.lock().unwrap());
+    let counter = Shared::new(mutex).unwrap();
+    assert!(matches!(counter.lock(), Err(LockError::Unrecoverable)));
+    assert!(matches!(counter.try_lock(), Err(LockError::Unrecoverable)));
+    assert_eq!(counter.renew(2), Ok(()));
+    assert_eq!(*counter.lock().unwrap(), 2);
 }

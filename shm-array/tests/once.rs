@@ -65,7 +65,7 @@ fn whoever_waits_is_woken_when_it_is_done() {
     let _watchdog = watchdog();
     let (once, lock) = (Once::new(), OnceLock::new());
     thread::scope(|scope| {
-        let waiter = scope.spawn(|| once.wait().map(|()| *lock.wait()));
+        let waiter = scope.spawn(|| once.wait().and_then(|()| lock.wait()).copied());
         once.call_once(|| ()).unwrap();
         lock.set(3).unwrap();
         assert_eq!(waiter.join().unwrap().unwrap(), 3);
@@ -116,7 +116,8 @@ fn a_failed_try_leaves_no_value() {
 #[test]
 fn a_wait_for_a_value_that_nobody_makes_times_out() {
     let lock = OnceLock::<u8>::default();
-    assert_eq!((lock.wait_timeout(SHORT), lock.wait_until(std::time::Instant::now())), (None, None));
+    assert!(lock.wait_timeout(SHORT).unwrap_err().is_timed_out());
+    assert!(lock.wait_until(std::time::Instant::now()).unwrap_err().is_timed_out());
 }
 
 #[test]
@@ -195,6 +196,34 @@ fn the_next_one_runs_what_a_dead_process_began() {
     peer.kill();
     once.call_once_force(|state| assert!(state.is_owner_died() && !state.is_poisoned())).unwrap();
     assert!(once.is_completed());
+}
+
+#[test]
+fn whoever_waits_is_told_when_the_runner_dies() {
+    let _watchdog = watchdog();
+    let once = Shared::new(Once::new()).unwrap();
+    let peer = begun(&Orders::Begin(once.clone()));
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| once.wait());
+        peer.kill();
+        assert!(waiter.join().unwrap().unwrap_err().is_owner_died());
+    });
+    assert!(once.wait_timeout(SHORT).unwrap_err().is_owner_died(), "as long as nobody runs it again");
+    once.call_once(|| ()).unwrap();
+    once.wait().unwrap();
+}
+
+#[test]
+fn whoever_waits_for_a_value_is_told_when_its_maker_dies() {
+    let _watchdog = watchdog();
+    let lock = Shared::new(OnceLock::new()).unwrap();
+    let peer = begun(&Orders::BeginValue(lock.clone()));
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| lock.wait());
+        peer.kill();
+        assert!(waiter.join().unwrap().unwrap_err().is_owner_died());
+    });
+    assert_eq!(lock.get_or_init(|| 3).unwrap(), lock.wait().unwrap());
 }
 
 #[test]

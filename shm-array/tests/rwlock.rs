@@ -410,3 +410,16 @@ fn debug_names_the_process_of_the_writer() {
     let text = format!("{:?}", *lock);
     assert!(text.contains(&format!("held by a writer in process {}", std::process::id())), "{text}");
 }
+
+/// Has one `fact` for a type that is not `Sync`, and two for one that is.
+trait NotSync<Why> {
+    fn fact() {}
+}
+impl<T: ?Sized> NotSync<()> for T {}
+impl<T: ?Sized + Sync> NotSync<u8> for T {}
+
+#[test]
+fn threads_do_not_share_a_write_guard() {
+    // It would not compile: which fact?
+    <RwLockWriteGuard<'static, u64> as NotSync<_>>::fact();
+}

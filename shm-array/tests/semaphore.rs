@@ -259,3 +259,10 @@ fn signals_pass_between_processes() {
     }
     assert_eq!(peer.report(), Some(true));
 }
+
+#[test]
+fn a_signal_of_too_many_units_is_an_error() {
+    let most = i32::MAX as u32;
+    assert_eq!(Signal::try_new(most).unwrap().value(), most);
+    assert!(Signal::try_new(most + 1).unwrap_err().is_out_of_range());
+}

@@ -266,3 +266,11 @@ fn a_death_at_every_step_leaves_the_old_value_or_the_new_one() {
         assert_eq!(v.get(), [2; 5]);
     }
 }
+
+#[test]
+fn values_and_lists_may_cross_a_caught_panic() {
+    fn may_cross<T: std::panic::UnwindSafe + std::panic::RefUnwindSafe>() {}
+    may_cross::<shm_array::SharedValue<u64>>();
+    may_cross::<shm_array::ValueCell<u64>>();
+    may_cross::<shm_array::SharedList>();
+}

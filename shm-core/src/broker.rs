@@ -24,8 +24,9 @@
 //! # Whom it serves
 //!
 //! An abstract socket with a random name of 128 bits, so nothing is left on disk; it is found by processes of the same
-//! network namespace. Both sides ask the kernel for the other's user: it has to be the same, unless root fetches. A key of
-//! 128 random bits per deposit is what the claim proves. Visitors are limited to 64 at a time and 5 seconds each.
+//! network namespace. Both sides ask the kernel for the other's user: it has to be the same, unless root fetches; and then
+//! it has to be the user that the claim names, since anybody can take the name of a broker that has ended. A key of 128
+//! random bits per deposit is what the claim proves. Visitors are limited to 64 at a time and 5 seconds each.
 //!
 //! # If the peer dies
 //!
@@ -76,6 +77,8 @@ pub struct Claim {
     /// The network namespace of the broker, to tell why it cannot be found.
     namespace: u32,
     count: u32,
+    /// The user of the broker, as it knows itself.
+    user: u32,
 }
 
 /// The random part of a broker's name.
@@ -83,7 +86,7 @@ type Address = [u8; 16];
 
 impl Claim {
     /// The length of a claim in bytes.
-    pub const LEN: usize = 40;
+    pub const LEN: usize = 44;
 
     /// The claim as bytes, for a message.
     pub fn to_bytes(&self) -> [u8; Self::LEN] {
@@ -91,7 +94,8 @@ impl Claim {
         bytes[..16].copy_from_slice(&self.address);
         bytes[16..32].copy_from_slice(&self.key);
         bytes[32..36].copy_from_slice(&self.namespace.to_le_bytes());
-        bytes[36..].copy_from_slice(&self.count.to_le_bytes());
+        bytes[36..40].copy_from_slice(&self.count.to_le_bytes());
+        bytes[40..].copy_from_slice(&self.user.to_le_bytes());
         bytes
     }
 
@@ -103,6 +107,7 @@ impl Claim {
             key: std::array::from_fn(|i| bytes[16 + i]),
             namespace: four(32),
             count: four(36),
+            user: four(40),
         }
     }
 
@@ -154,7 +159,8 @@ pub fn deposit(descriptors: Vec<OwnedFd>) -> Result<Deposit, DepositError> {
         broker.table.deposit(key, descriptors, asked);
         broker.wake();
         let count = u32::try_from(asked).unwrap_or(u32::MAX);
-        Ok(Claim { address: broker.address, key, namespace: broker.namespace, count })
+        let (address, namespace, user) = (broker.address, broker.namespace, broker.user);
+        Ok(Claim { address, key, namespace, count, user })
     });
     let claim = refused.map_err(DepositError::Start)?.map_err(|(error, _descriptors)| error)?;
     crash_point!("broker.deposited");
@@ -191,7 +197,7 @@ impl Drop for Deposit {
 }
 
 /// Fetches the descriptors of a deposit, from this process or another. Blocks for the other process, at most
-/// [`FETCH_TIMEOUT`].
+/// [`FETCH_TIMEOUT`], whatever timeout the caller has for the message.
 ///
 /// # Errors
 ///
@@ -209,7 +215,8 @@ pub fn fetch(claim: &Claim) -> Result<Vec<OwnedFd>, FetchError> {
         (broker.address == claim.address).then(|| broker.table.take(&claim.key).ok_or(FetchError::Unknown))
     };
     match serve::with_running(own).flatten() {
-        Some(found) => found,
+        // The keeper is dropped behind the lock.
+        Some(found) => found.map(|(descriptors, _keeper)| descriptors),
         None => client::fetch(claim),
     }
 }
@@ -291,7 +298,8 @@ pub enum FetchError {
     /// There is no such deposit (any more): it was fetched, or given up because nobody seemed to want it.
     #[error("the process that sent the handles does not have them any more")]
     Unknown,
-    /// The processes belong to different users, and this one not to root.
+    /// The processes belong to different users, and this one not to root; or the claim names another user than the one
+    /// that answers.
     #[error("the process that sent the handles belongs to another user")]
     Stranger,
     /// The process that made the deposit could not pass it on now. The deposit is still there.

@@ -16,6 +16,8 @@
 //! a handle is on its way ([`crate::segment::Segment::token`]) inherits the token's descriptor: the handle counts as
 //! in flight until that child executes or ends.
 
+#[cfg(not(any(loom, miri)))]
+mod early;
 #[cfg(loom)]
 mod model;
 #[cfg(not(loom))]
@@ -28,7 +30,7 @@ pub use process::ForkStamp;
 #[cfg(not(loom))]
 pub(crate) use process::{RenewableStamp, attachments, known_attachments, step_attachments};
 #[cfg(not(loom))]
-pub use process::{Window, window};
+pub use process::{Window, is_first, window};
 
 /// The process was forked after it had attached: the attachment stayed with the parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

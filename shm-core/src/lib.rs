@@ -17,11 +17,13 @@
 //! | [`handle`], [`socket`] | descriptors that travel beside serialised bytes |
 //! | [`broker`] | descriptors that wait with their sender, for messages without a socket |
 //! | [`fork`] | telling a forked child from its parent |
+//! | [`portable`] | which values may live in shared memory |
 //! | [`crash`] | named steps at which a test kills its process |
 //!
 //! # Platforms
 //!
-//! Linux with `/proc` mounted. Under `--cfg loom` only [`sync`], [`futex`], [`wait`] and [`handle`] exist.
+//! Linux with `/proc` mounted. Under `--cfg loom` only [`sync`], [`futex`], [`wait`], [`owner`], [`deaths`],
+//! [`fork`], [`handle`] and [`crash`] exist.
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 

@@ -38,7 +38,7 @@ pub struct SharedMapping {
     /// Kept to pass the memory on and to commit; never locked through.
     descriptor: OwnedFd,
     stamp: RenewableStamp,
-    /// In a forked child: whether the place of the mapping is kept free.
+    /// In a forked child that has not mapped again: whether the place of the mapping is kept free.
     reserved: AtomicBool,
 }
 
@@ -117,35 +117,84 @@ impl SharedMapping {
 
     /// In the child handler of a fork: keeps the place free for [`SharedMapping::map_again`]. One system call.
     pub(crate) fn reserve(&self) {
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED_NOREPLACE;
         // SAFETY: nothing is replaced: in the child there is nothing at this address, or the call fails.
-        let placed =
-            unsafe { mmap_anonymous(self.base().as_ptr().cast(), self.len(), ProtFlags::empty(), flags) };
-        // Relaxed: a child has one thread here. A kernel before 4.17 takes the address for a hint.
-        self.reserved.store(placed.is_ok_and(|at| at.cast() == self.base().as_ptr()), Ordering::Relaxed);
+        let placed = unsafe { self.place_reservation(MapFlags::FIXED_NOREPLACE) };
+        // Relaxed: a child has one thread here.
+        self.reserved.store(placed.is_ok(), Ordering::Relaxed);
+    }
+
+    /// Maps nothing, where the mapping has its place.
+    ///
+    /// # Safety
+    ///
+    /// With `FIXED` in `how`, nobody uses what is there.
+    unsafe fn place_reservation(&self, how: MapFlags) -> rustix::io::Result<()> {
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | how;
+        let (base, len) = (self.base().as_ptr().cast(), self.len());
+        // SAFETY: the caller's promise; without `FIXED` nothing is replaced.
+        let at = unsafe { mmap_anonymous(base, len, ProtFlags::empty(), flags) }?;
+        if at != base {
+            // A kernel before 4.17 takes the address for a hint.
+            // SAFETY: mapped just now, and nobody knows of it.
+            let _ = unsafe { rustix::mm::munmap(at, len) };
+            return Err(rustix::io::Errno::EXIST);
+        }
+        Ok(())
+    }
+
+    /// In a forked child: whether the place is kept free until the memory is mapped again. Once this is false,
+    /// [`SharedMapping::check`] tells whether it is mapped.
+    pub(crate) fn is_reserved(&self) -> bool {
+        // SYNC map-again: Acquire, so that whoever finds it cleared by `renew` finds the stamp renewed.
+        self.reserved.load(Ordering::Acquire)
     }
 
     /// Maps the same memory at the same address, in a child that has [reserved](SharedMapping::reserve) the place. The
-    /// caller holds the fork window, and renews the stamp when it is done.
+    /// caller holds the fork window, and [renews](SharedMapping::renew) the mapping or [gives it
+    /// up](SharedMapping::unmap_again) when it is done. On an error the place is as before.
     pub(crate) fn map_again(&self, description: BorrowedFd<'_>) -> Result<(), SegmentError> {
         if !self.reserved.load(Ordering::Relaxed) {
             return Err(Forked.into());
         }
         let at = self.base().as_ptr().cast();
         let rights = ProtFlags::READ | ProtFlags::WRITE;
+        let failed =
+            |error: rustix::io::Errno| SegmentError::system("mapping shared memory again")(error.into());
         // SAFETY: what is replaced is the reservation, which nobody uses.
-        unsafe {
+        let mapped = unsafe {
             rustix::mm::mmap(at, self.len(), rights, MapFlags::SHARED | MapFlags::FIXED, description, 0)
-                .and_then(|_| rustix::mm::madvise(at, self.len(), rustix::mm::Advice::LinuxDontFork))
-                .map_err(|e| SegmentError::system("mapping shared memory again")(e.into()))?;
+        };
+        if let Err(error) = mapped {
+            // The kernel may have taken the reservation away before it failed, or not.
+            // SAFETY: nothing is replaced.
+            let still = unsafe { self.place_reservation(MapFlags::FIXED_NOREPLACE) };
+            let still = matches!(still, Ok(()) | Err(rustix::io::Errno::EXIST));
+            self.reserved.store(still, Ordering::Release);
+            return Err(failed(error));
+        }
+        // SAFETY: the mapping made just now; the advice changes nothing in this process.
+        if let Err(error) = unsafe { rustix::mm::madvise(at, self.len(), rustix::mm::Advice::LinuxDontFork) }
+        {
+            self.unmap_again();
+            return Err(failed(error));
         }
         let _ = self.map.advise(Advice::DontDump);
         Ok(())
     }
 
-    /// The mapping is this process's from here on.
+    /// Puts the reservation back in the place of what [`SharedMapping::map_again`] has mapped, and nobody uses yet.
+    pub(crate) fn unmap_again(&self) {
+        // SAFETY: only whoever attaches again knows of the mapping, and it calls this.
+        let kept = unsafe { self.place_reservation(MapFlags::FIXED) };
+        // Without it this process cannot attach any more; the mapping stays, and no child inherits its place.
+        self.reserved.store(kept.is_ok(), Ordering::Release);
+    }
+
+    /// The mapping is this process's from here on, and no reservation any more: the next child has to make its own.
     pub(crate) fn renew(&self) {
         self.stamp.renew();
+        // SYNC map-again: Release, pairs with `is_reserved`.
+        self.reserved.store(false, Ordering::Release);
     }
 
     /// The descriptor, for passing the memory on.
@@ -171,11 +220,28 @@ impl SharedMapping {
     ///
     /// As [`SharedMapping::commit`].
     pub fn prefault(&self, offset: u64, len: u64) -> Result<(), SegmentError> {
-        let (offset, len) = self.pages(offset, len)?;
+        // Pages that are made by the dozen here, and mapped one by one, cost less than those that are made one by one.
+        self.commit(offset, len)?;
+        self.populate(Advice::PopulateWrite, offset, len)
+    }
+
+    /// As [`SharedMapping::prefault`], for pages that somebody has written: several times as fast for them, and slower for
+    /// others. Touching them costs no page fault where the processor notes itself what is written.
+    ///
+    /// # Errors
+    ///
+    /// As [`SharedMapping::commit`].
+    pub fn map_in(&self, offset: u64, len: u64) -> Result<(), SegmentError> {
         check_available(len)?;
+        // The kernel maps pages that are there by the dozen if they are read, with the rights of the mapping.
+        self.populate(Advice::PopulateRead, offset, len)
+    }
+
+    fn populate(&self, how: Advice, offset: u64, len: u64) -> Result<(), SegmentError> {
+        let (offset, len) = self.pages(offset, len)?;
         let fits = |n| usize::try_from(n).expect("inside a mapping");
         let (start, pages, page) = (fits(offset), fits(len), fits(PAGE));
-        match self.map.advise_range(Advice::PopulateWrite, start, pages.min(self.len() - start)) {
+        match self.map.advise_range(how, start, pages.min(self.len() - start)) {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
             // A page that cannot be had is reported as a bad address.
             Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {
@@ -191,6 +257,20 @@ impl SharedMapping {
                 .fetch_or(0, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// Writes `bytes` into the memory from `offset` on, and puts memory behind what had none: pages that are written as a
+    /// whole are not cleared before, as they are for a touch. Whoever reads them meanwhile sees some of the bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`SharedMapping::commit`]; a part may be written.
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), SegmentError> {
+        if !bytes.is_empty() {
+            self.pages(offset, bytes.len() as u64)?;
+        }
+        files::write(&self.descriptor, offset, bytes)
+            .map_err(|source| out_of_memory(bytes.len() as u64, source))
     }
 
     /// Gives the memory behind the *whole* pages of a range back; they read as zeros afterwards, for everybody.
@@ -216,7 +296,7 @@ impl SharedMapping {
 impl Drop for SharedMapping {
     fn drop(&mut self) {
         // In a forked child there is no mapping at this address, or somebody else's; unless the place was reserved.
-        if self.check().is_ok() || self.reserved.load(Ordering::Relaxed) {
+        if self.check().is_ok() || self.is_reserved() {
             // SAFETY: dropped once, here, and not used afterwards.
             unsafe { ManuallyDrop::drop(&mut self.map) };
         }
@@ -249,7 +329,12 @@ pub(crate) fn checked_len(fd: BorrowedFd<'_>, min_len: u64) -> Result<u64, Segme
     Ok(len)
 }
 
-pub(crate) fn check_available(needed: u64) -> Result<(), SegmentError> {
+/// Whether the system has so much memory left, as far as it tells: it may not say so until it is used.
+///
+/// # Errors
+///
+/// `is_out_of_memory`.
+pub fn check_available(needed: u64) -> Result<(), SegmentError> {
     if needed < CHECKED_FROM {
         return Ok(());
     }

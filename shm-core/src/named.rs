@@ -10,8 +10,9 @@
 //!          shm-core.new.RANDOM                                                 n
 //! ```
 //!
-//! The `shared_memory` crate creates the file under a random *first name*, of size 0 and for everybody to see. What is
-//! visible under its own name is whole: the last step is one rename that fails if the name is taken.
+//! The `shared_memory` crate creates the file under a random *first name*, for everybody to see: of size 0 at first, then of
+//! one byte, until it gets its length here. What is visible under its own name is whole: the last step is one rename that
+//! fails if the name is taken.
 //!
 //! Everybody who attaches through this module holds a read lock on one byte far beyond the end of the file, through a
 //! description that only its mapping keeps (as the death oracle of [`crate::segment`]). So the kernel knows exactly

@@ -7,7 +7,10 @@
 //!
 //! A token names one attachment of one process. It is never zero, and as long as an index is not attached a million
 //! times in the life of one token it is never used twice, so a word that holds it can be compared and swapped without
-//! fear of another holder of the same index. Markers of a lock's own (free, out of use) are the 30-bit values below
+//! fear of another holder of the same index. A freed index is taken first (see `registry`), so that indices stay low; a
+//! process that does nothing but attach and detach needs some ten seconds at least to come around. A confusion takes more
+//! than that: a thread that has read the token of a dead process out of a word, and is held up for the whole circle
+//! between that and its compare-and-swap; and just then a holder of the same number in the same word. Markers of a lock's own (free, out of use) are the 30-bit values below
 //! [`Owner::LOCAL`] with index 0.
 //!
 //! [`Owner::here`] finds the token of this process for the memory at an address: in a thread-local cache, or in the

@@ -2,9 +2,10 @@
 #![allow(unsafe_code)]
 //! # Safety
 //!
-//! The implementations here are for primitive types, for arrays of what is safe itself, and for atomics, whose
-//! in-memory form `core` documents.
+//! The implementations here are for primitive types, for arrays and markers of what is safe itself, and for atomics,
+//! whose in-memory form `core` documents.
 
+use core::marker::PhantomData;
 use core::sync::atomic as core_atomic;
 
 /// Types whose values may live in memory that several processes map, and be used through `&T` by all of them.
@@ -108,7 +109,16 @@ unsafe impl<T: ShmSafe, const N: usize> ShmSafe for [T; N] {
     const LAYOUT: u64 = mix(mix(layout_of::<Self>("array"), T::LAYOUT), N as u64);
 }
 
+// SAFETY: no bytes at all; what it stands for is safe itself.
+unsafe impl<T: ShmSafe> ShmSafe for PhantomData<T> {
+    const LAYOUT: u64 = mix(layout_of::<Self>("PhantomData"), T::LAYOUT);
+}
+
 /// Plain data of somebody else's type, which cannot implement [`ShmSafe`] itself.
+///
+/// Its [`LAYOUT`](ShmSafe::LAYOUT) says the size and the alignment of the type, which is all that is known of it here:
+/// programs that disagree about its fields are not told apart. Any bytes are a value of it, so they read numbers that
+/// the other did not mean, and nothing worse.
 ///
 /// # Examples
 ///

@@ -112,7 +112,8 @@ impl<'m> Registry<'m> {
     pub(crate) fn free(&self, index: u16) {
         // SYNC registry-entry: Release, so that the next holder sees the clean-up; pairs with `claim`.
         self.entry(index).fetch_and(!ATTACHED, Ordering::Release);
-        // Freed indices are found first.
+        // Freed indices are found first: sweeps, and whoever looks at every participant, go up to the highest index ever
+        // taken. So one index is taken again and again; what that means for tokens stands at `owner`.
         self.words[0].store(u64::from(index) - 1, Ordering::Relaxed);
     }
 

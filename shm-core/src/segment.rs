@@ -50,6 +50,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 mod attached;
+mod header;
 mod inherit;
 mod naming;
 
@@ -57,6 +58,7 @@ mod naming;
 pub use crate::named;
 
 pub(crate) use attached::neighbourhood;
+use header::{Header, read_header, write_header};
 pub(crate) use inherit::Leaving;
 
 /// The highest participant index; so many processes can be attached at once.
@@ -85,6 +87,8 @@ pub struct Spec {
     /// Cleans up what the dead participant owned in the body; `false` if it cannot (the body makes no sense), and the
     /// index stays taken then. Runs under the exclusive right to do so, possibly again after a sweeper died in the
     /// middle: every step must be idempotent. `fork` waits for it, so it must neither create, attach, sweep nor fork.
+    /// It may run before this process has an index of its own: [`Segment::participant`] is then 0, or in a forked child
+    /// that attaches again its parent's.
     pub sweep: fn(&Segment, dead: u16) -> bool,
     /// Counts what this process has of the segment, in a forked child that has just attached again (see
     /// [`Segment::ensure`]): its participant index owns nothing yet, and the handles that it inherited are in flight until
@@ -98,20 +102,6 @@ impl Spec {
         let len = (self.body_len as u64).checked_next_multiple_of(PAGE);
         len.and_then(|len| len.checked_add(BODY_OFFSET)).unwrap_or(u64::MAX)
     }
-}
-
-/// The fixed part of the header, as bytes in the file.
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-struct Header {
-    magic: u64,
-    version: u32,
-    kind: u32,
-    layout_hash: u64,
-    file_len: u64,
-    body_offset: u64,
-    body_len: u64,
-    id: [u64; 2],
 }
 
 /// One attachment of this process to a segment, shared by all handles of the process. Dropping the last one
@@ -255,8 +245,13 @@ impl Segment {
             return Err(SegmentError::foreign("its body's length", header.body_len, spec.body_len as u64));
         }
         let key = Key::of(descriptor, header.id)?;
-        // In a child whose fork skipped the handlers, the inherited attachment cannot be used: it gets another.
-        if let Some(attached) = attached::lookup(&key).filter(|attached| attached.ensure().is_ok()) {
+        let mut attached = attached::lookup(&key);
+        match attached.as_ref().map_or(Ok(()), |attached| attached.ensure()) {
+            // In a child whose fork skipped the handlers, the inherited attachment cannot be used: it gets another.
+            Err(error) if error.is_forked() => attached = None,
+            result => result?,
+        }
+        if let Some(attached) = attached {
             // What it was validated against, not what the header says by now.
             expect("its kind", attached.kind.into(), spec.kind.into())?;
             expect("its layout", attached.layout_hash, spec.layout_hash)?;
@@ -318,6 +313,12 @@ impl Segment {
         })
     }
 
+    /// Whether its addresses are the segment's in this process, be it for later.
+    fn has_place(&self) -> bool {
+        // In this order: see `is_reserved`.
+        self.mapping.is_reserved() || self.check().is_ok()
+    }
+
     /// Where the segment is mapped.
     fn addresses(&self) -> Range<usize> {
         let start = self.mapping.base().addr().get();
@@ -336,7 +337,7 @@ impl Segment {
         self.body_len
     }
 
-    /// The index of this process, 1 to [`MAX_PARTICIPANTS`].
+    /// The index of this process, 1 to [`MAX_PARTICIPANTS`]; 0 while the first attach [sweeps](Spec::sweep).
     #[inline(always)]
     pub fn participant(&self) -> u16 {
         Owner::index_of(self.owner.load(Ordering::Relaxed))
@@ -472,6 +473,26 @@ impl Segment {
     pub fn release(&self, offset: usize, len: usize) -> Result<(), SegmentError> {
         self.check()?;
         self.mapping.release((BODY_START as u64).saturating_add(offset as u64), len as u64)
+    }
+
+    /// As [`Segment::prefault`], for memory that somebody has written; see [`SharedMapping::map_in`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Segment::commit`].
+    pub fn map_in(&self, offset: usize, len: usize) -> Result<(), SegmentError> {
+        self.check()?;
+        self.mapping.map_in((BODY_START as u64).saturating_add(offset as u64), len as u64)
+    }
+
+    /// Writes `bytes` into the body from `offset` on, whether or not memory is behind it; see [`SharedMapping::write`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Segment::commit`].
+    pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), SegmentError> {
+        self.check()?;
+        self.mapping.write((BODY_START as u64).saturating_add(offset as u64), bytes)
     }
 
     /// Whether the segment can be used in this process.
@@ -611,25 +632,6 @@ impl Key {
 pub fn sweep_all() -> usize {
     let segments = attached::all(&crate::fork::window());
     segments.iter().map(|segment| segment.sweep()).sum()
-}
-
-/// Writes the header through the file: a system call orders it for everybody who reads it that way.
-fn write_header(fd: impl AsFd, header: &Header) -> Result<(), SegmentError> {
-    match rustix::io::pwrite(fd, bytemuck::bytes_of(header), 0) {
-        Ok(len) if len == size_of::<Header>() => Ok(()),
-        Ok(_) => Err(SegmentError::foreign("its header", 0, size_of::<Header>() as u64)),
-        Err(error) => Err(SegmentError::system("writing a segment's header")(error.into())),
-    }
-}
-
-/// One private copy of the header, never read again.
-fn read_header(fd: BorrowedFd<'_>) -> Result<Header, SegmentError> {
-    let mut header: Header = bytemuck::Zeroable::zeroed();
-    match rustix::io::pread(fd, bytemuck::bytes_of_mut(&mut header), 0) {
-        Ok(len) if len == size_of::<Header>() => Ok(header),
-        Ok(len) => Err(SegmentError::foreign("its header's length", len as u64, size_of::<Header>() as u64)),
-        Err(error) => Err(SegmentError::system("reading a segment's header")(error.into())),
-    }
 }
 
 const _: () = assert!(size_of::<Header>() as u64 <= PAGE && BODY_OFFSET % PAGE == 0);

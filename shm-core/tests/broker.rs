@@ -4,7 +4,8 @@
 
 use parking_lot::{Mutex, MutexGuard};
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, send, shutdown, socket_with,
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept, bind, connect, listen, send, shutdown,
+    socket_with,
 };
 use shm_core::broker::{Claim, DepositError, FetchError, deposit, fetch};
 use shm_core::socket;
@@ -116,14 +117,18 @@ fn read(reader: &mut File) -> String {
     text
 }
 
-/// Connects to the broker of a claim, as anybody could.
-fn connect_to(claim: &Claim) -> OwnedFd {
+/// Where the broker of a claim listens.
+fn address_of(claim: &Claim) -> SocketAddrUnix {
     let address: String = claim.to_bytes()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
     let name = format!("shm-core.broker.{address}");
-    let address = SocketAddrUnix::new_abstract_name(name.as_bytes()).expect("a short name");
+    SocketAddrUnix::new_abstract_name(name.as_bytes()).expect("a short name")
+}
+
+/// Connects to the broker of a claim, as anybody could.
+fn connect_to(claim: &Claim) -> OwnedFd {
     let line = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
     let line = line.expect("a socket");
-    connect(&line, &address).expect("the broker listens");
+    connect(&line, &address_of(claim)).expect("the broker listens");
     line
 }
 
@@ -212,6 +217,50 @@ fn a_process_that_has_ended_is_gone() {
     let mut bytes = [0; Claim::LEN];
     from_child.read_exact(&mut bytes).expect("a claim");
     assert!(matches!(fetch(&Claim::from_bytes(&bytes)), Err(FetchError::Gone)));
+}
+
+#[test]
+fn root_takes_nothing_from_another_user_under_the_name_of_a_broker_that_has_ended() {
+    // SAFETY: asks for a number.
+    if unsafe { libc::geteuid() } != 0 {
+        return;
+    }
+    let _dog = watchdog();
+    let (mut from_child, to_parent) = pipe();
+    let child = fork(|| {
+        let (claim, _reader) = example(|| true);
+        (&to_parent).write_all(&claim.to_bytes()).expect("written");
+        true
+    });
+    assert!(child.ends_well());
+    let mut bytes = [0; Claim::LEN];
+    from_child.read_exact(&mut bytes).expect("a claim");
+    let claim = Claim::from_bytes(&bytes);
+    let other = fork(|| {
+        // SAFETY: gives up rights.
+        assert_eq!(unsafe { libc::setuid(65534) }, 0);
+        let door = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+        let door = door.expect("a socket");
+        bind(&door, &address_of(&claim)).expect("nobody has the name any more");
+        listen(&door, 1).expect("listens");
+        (&to_parent).write_all(&[1]).expect("written");
+        let line = accept(&door).expect("a visitor");
+        // Not even the key.
+        socket::recv(line.as_fd(), None).expect("no error").is_none()
+    });
+    from_child.read_exact(&mut [0]).expect("it listens");
+    assert!(matches!(fetch(&claim), Err(FetchError::Stranger)));
+    assert!(other.ends_well());
+}
+
+#[test]
+fn a_keeper_may_own_deposits() {
+    let _dog = watchdog();
+    let (mut reader, writer) = pipe();
+    let owned = deposit(vec![writer.into()]).expect("deposited");
+    let (claim, _reader) = example(move || owned.claim().count() == 1);
+    drop(fetch(&claim).expect("fetched"));
+    assert_eq!(read(&mut reader), "", "it was withdrawn");
 }
 
 #[test]

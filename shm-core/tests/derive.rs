@@ -3,6 +3,7 @@
 #![cfg(all(feature = "derive", not(loom)))]
 
 use shm_core::ShmSafe;
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 fn layout<T: ShmSafe>() -> u64 {
@@ -42,6 +43,24 @@ where
 #[repr(C)]
 struct Marked<const N: usize, const FLAG: bool> {
     _value: u64,
+}
+
+#[derive(ShmSafe)]
+#[repr(C)]
+struct Tagged<T> {
+    _value: u64,
+    _tag: PhantomData<T>,
+}
+
+/// A parameter with a name that the macro might have for itself.
+mod named {
+    #![allow(non_upper_case_globals, reason = "the name is the point")]
+
+    #[derive(super::ShmSafe)]
+    #[repr(C)]
+    pub(crate) struct Named<const hash: u64> {
+        _value: u64,
+    }
 }
 
 /// The same names in another scope, to compare with.
@@ -148,4 +167,15 @@ fn const_parameters_are_told_apart() {
 #[test]
 fn the_crate_can_be_reached_by_another_path() {
     assert_eq!(layout::<Point>(), layout::<elsewhere::Point>());
+}
+
+#[test]
+fn a_marker_tells_what_it_stands_for() {
+    assert_ne!(layout::<Tagged<u32>>(), layout::<Tagged<f32>>());
+    assert_ne!(layout::<PhantomData<Point>>(), layout::<PhantomData<changed::kind::Point>>());
+}
+
+#[test]
+fn a_parameter_may_have_any_name() {
+    assert_ne!(layout::<named::Named<1>>(), layout::<named::Named<2>>());
 }

@@ -5,8 +5,9 @@
 use parking_lot::{Mutex, MutexGuard};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use shm_core::owner::Owner;
-use shm_core::segment::{Segment, Spec};
+use shm_core::segment::{MAX_PARTICIPANTS, Segment, Spec};
 use shm_core::sync::{AtomicU64, Ordering};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 /// Word 0 counts arrivals, word 1 is for the test.
@@ -253,6 +254,137 @@ fn memory_outside_of_segments_has_a_local_token_and_ranges_are_forgotten_in_time
         drop(segments);
         assert_eq!(Owner::here(freed).expect("nobody's").index(), 0);
     }
+}
+
+/// Every participant index from `first` on, until it is dropped in all processes or unlocked in one.
+struct Taken(OwnedFd);
+
+impl Taken {
+    fn from(segment: &Segment, first: i64) -> Self {
+        let path = format!("/proc/self/fd/{}", segment.descriptor().as_raw_fd());
+        let file = std::fs::File::options().read(true).write(true).open(path).expect("opened");
+        let taken = Self(file.into());
+        taken.lock(libc::F_WRLCK, first);
+        taken
+    }
+
+    fn lock(&self, kind: libc::c_int, first: i64) {
+        let range = libc::flock {
+            l_type: kind.try_into().expect("small"),
+            l_whence: 0,
+            l_start: first,
+            l_len: i64::from(MAX_PARTICIPANTS) + 1 - first,
+            l_pid: 0,
+        };
+        // SAFETY: a descriptor of the test's, and a range that lives for the call.
+        let result = unsafe { libc::fcntl(self.0.as_raw_fd(), libc::F_OFD_SETLK, &raw const range) };
+        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    }
+}
+
+/// Maps a page of the test's own where the body of the segment was, if nothing is there.
+fn page_in_place_of(segment: &Segment) -> Option<&'static AtomicU64> {
+    let at = segment.body().as_ptr().cast();
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+    // SAFETY: replaces nothing.
+    let page = unsafe { libc::mmap(at, 4096, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+    // SAFETY: mapped just now, and left alone.
+    (page != libc::MAP_FAILED).then(|| unsafe { page.cast::<AtomicU64>().as_ref() }.expect("not null"))
+}
+
+#[test]
+fn a_child_that_finds_no_index_keeps_the_place_free_for_its_own_children() {
+    let _alone = alone();
+    let segment = created();
+    let taken = Taken::from(&segment, 2);
+    Child::fork(|| {
+        assert!(segment.ensure().is_err_and(|error| error.is_too_many_participants()));
+        Child::fork(|| {
+            assert!(page_in_place_of(&segment).is_none());
+            taken.lock(libc::F_UNLCK, 2);
+            segment.ensure().is_ok() && word(&segment, 1).load(Ordering::SeqCst) == 0
+        })
+        .succeeds();
+        segment.ensure().is_ok()
+    })
+    .succeeds();
+}
+
+#[test]
+fn what_lies_in_the_place_of_memory_that_was_attached_again_is_left_alone() {
+    let _alone = alone();
+    let segment = created();
+    Child::fork(|| {
+        segment.ensure().expect("attached again");
+        Child::clone(|| {
+            let page = page_in_place_of(&segment).expect("mapped");
+            page.store(42, Ordering::SeqCst);
+            // SAFETY: this process's copy of the handle, let go of once.
+            drop(unsafe { std::ptr::read(&segment) });
+            page.load(Ordering::SeqCst) == 42
+        })
+        .succeeds();
+        true
+    })
+    .succeeds();
+}
+
+#[test]
+fn memory_in_the_place_of_a_segment_that_is_not_there_belongs_to_no_segment() {
+    let _alone = alone();
+    let segment = created();
+    Child::clone(|| {
+        let page = page_in_place_of(&segment).expect("mapped");
+        let owner = Owner::here(page).expect("memory of this process");
+        owner.index() == 0 && !segment.owner().is_dead(page)
+    })
+    .succeeds();
+}
+
+#[test]
+fn a_child_that_cannot_attach_again_does_not_attach_beside_it() {
+    /// How often a sweep fails.
+    static REFUSALS: AtomicU64 = AtomicU64::new(0);
+    let sweep = |_: &Segment, _| {
+        let refuses = |left: u64| left.checked_sub(1);
+        REFUSALS.fetch_update(Ordering::SeqCst, Ordering::SeqCst, refuses).is_err()
+    };
+    let _alone = alone();
+    let spec = Spec { sweep, ..SPEC };
+    let segment = Segment::create(&spec, |_| {}).expect("created");
+    // The one index that is free is that of a dead process.
+    Child::fork(|| segment.ensure().is_ok()).succeeds();
+    let _taken = Taken::from(&segment, 3);
+    Child::fork(|| {
+        REFUSALS.store(1, Ordering::SeqCst);
+        let refused = Segment::attach(segment.descriptor(), &spec);
+        assert!(refused.is_err_and(|error| error.is_too_many_participants()));
+        let again = Segment::attach(segment.descriptor(), &spec).expect("attached");
+        Arc::ptr_eq(&again, &segment)
+    })
+    .succeeds();
+}
+
+#[test]
+fn handles_can_be_let_go_of_while_a_child_counts_them() {
+    let _alone = alone();
+    let arrived = |segment: &Segment| {
+        segment.unhold(LANE);
+        segment.hold(LANE);
+    };
+    let segment = Segment::create(&Spec { arrived, ..SPEC }, |_| {}).expect("created");
+    segment.hold(LANE);
+    Child::fork(|| {
+        // SAFETY: ends the process if it hangs.
+        unsafe { libc::alarm(60) };
+        segment.ensure().expect("attached again");
+        // The parent may still have its token.
+        while segment.in_flight(LANE) {
+            std::thread::yield_now();
+        }
+        segment.held(LANE) == 1
+    })
+    .succeeds();
 }
 
 #[cfg(feature = "crash-points")]

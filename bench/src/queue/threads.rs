@@ -35,6 +35,20 @@ pub fn channel<M: Message>(pinning: Pinning, count: u64) -> std::result::Result<
     )
 }
 
+/// `rtrb`, spinning on full and empty: for one producer and one consumer only.
+pub fn rtrb<M: Message>(pinning: Pinning, count: u64) -> std::result::Result<Sample, Failure> {
+    let (mut producer, mut consumer) = rtrb::RingBuffer::<M>::new(CAPACITY);
+    between(
+        pinning,
+        Plan::new(count),
+        move |message: &M| {
+            spin(|| producer.push(*message).ok());
+            Ok(())
+        },
+        |seq| check(&spin(|| consumer.pop().ok()), seq),
+    )
+}
+
 fn between<M: Message>(
     pinning: Pinning,
     plan: Plan,

@@ -1,6 +1,6 @@
 //! The errors of receiving.
 
-use super::{DecodeError, EXHAUSTED};
+use super::{DecodeError, EXHAUSTED, TAKEN};
 use std::fmt;
 
 const NO_SENDER: &str = "no living process holds a sender of the queue, and it is empty";
@@ -11,6 +11,7 @@ pub(crate) enum Dry {
     Disconnected,
     Forked,
     Exhausted,
+    Taken,
 }
 
 /// Defines the errors of receiving, which differ in one variant each.
@@ -29,6 +30,9 @@ macro_rules! recv_error {
             Forked,
             /// The queue has carried as many messages as it can number. A new one is needed.
             Exhausted,
+            /// The end of a queue made by [`spsc`](crate::spsc()) is in use elsewhere: this one was sent there, or is a forked
+            /// child's copy. Other queues do not say so.
+            Taken,
         }
 
         impl $name {
@@ -51,6 +55,7 @@ macro_rules! recv_error {
                     Dry::Disconnected => Self::Disconnected,
                     Dry::Forked => Self::Forked,
                     Dry::Exhausted => Self::Exhausted,
+                    Dry::Taken => Self::Taken,
                 }
             }
         }
@@ -69,6 +74,7 @@ macro_rules! recv_error {
                     Self::Decode(error) => error.fmt(f),
                     Self::Forked => shm_core::fork::Forked.fmt(f),
                     Self::Exhausted => f.write_str(EXHAUSTED),
+                    Self::Taken => f.write_str(TAKEN),
                 }
             }
         }
@@ -121,6 +127,9 @@ pub enum RecvBatchError<T> {
     Forked,
     /// The queue has carried as many messages as it can number. A new one is needed.
     Exhausted,
+    /// The end of a queue made by [`spsc`](crate::spsc()) is in use elsewhere: this one was sent there, or is a forked
+    /// child's copy. Other queues do not say so.
+    Taken,
 }
 
 impl<T> RecvBatchError<T> {
@@ -144,6 +153,7 @@ impl<T> From<Dry> for RecvBatchError<T> {
             Dry::Disconnected => Self::Disconnected,
             Dry::Forked => Self::Forked,
             Dry::Exhausted => Self::Exhausted,
+            Dry::Taken => Self::Taken,
         }
     }
 }
@@ -157,6 +167,7 @@ impl<T> fmt::Debug for RecvBatchError<T> {
             }
             Self::Forked => f.write_str("Forked"),
             Self::Exhausted => f.write_str("Exhausted"),
+            Self::Taken => f.write_str("Taken"),
         }
     }
 }
@@ -171,6 +182,7 @@ impl<T> fmt::Display for RecvBatchError<T> {
             }
             Self::Forked => shm_core::fork::Forked.fmt(f),
             Self::Exhausted => f.write_str(EXHAUSTED),
+            Self::Taken => f.write_str(TAKEN),
         }
     }
 }
@@ -191,6 +203,7 @@ impl From<RecvError> for TryRecvError {
             RecvError::Decode(error) => Self::Decode(error),
             RecvError::Forked => Self::Forked,
             RecvError::Exhausted => Self::Exhausted,
+            RecvError::Taken => Self::Taken,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The errors of sending.
 
-use super::{EXHAUSTED, EncodeError};
+use super::{EXHAUSTED, EncodeError, TAKEN};
 use std::fmt;
 
 const NO_MEMORY: &str = "there is no memory left for a message of this length";
@@ -41,6 +41,9 @@ macro_rules! send_error {
             Forked(T),
             /// The queue has carried as many messages as it can number. A new one is needed.
             Exhausted(T),
+            /// The end of a queue made by [`spsc`](crate::spsc()) is in use elsewhere: this one was sent there, or is a forked
+            /// child's copy. Other queues do not say so.
+            Taken(T),
         }
 
         impl<T> $name<T> {
@@ -51,6 +54,7 @@ macro_rules! send_error {
                     | Self::OutOfMemory(value)
                     | Self::Forked(value)
                     | Self::Exhausted(value)
+                    | Self::Taken(value)
                     | Self::TooLarge { value, .. }
                     | Self::Encode { value, .. } => value,
                 }
@@ -86,6 +90,7 @@ macro_rules! send_error {
                     Failure::OutOfMemory => Self::OutOfMemory(value),
                     Failure::Forked => Self::Forked(value),
                     Failure::Exhausted => Self::Exhausted(value),
+                    Failure::Taken => Self::Taken(value),
                 }
             }
         }
@@ -102,6 +107,7 @@ macro_rules! send_error {
                     Self::OutOfMemory(_) => f.write_str("OutOfMemory(..)"),
                     Self::Forked(_) => f.write_str("Forked(..)"),
                     Self::Exhausted(_) => f.write_str("Exhausted(..)"),
+                    Self::Taken(_) => f.write_str("Taken(..)"),
                 }
             }
         }
@@ -116,6 +122,7 @@ macro_rules! send_error {
                     Self::OutOfMemory(_) => f.write_str(NO_MEMORY),
                     Self::Forked(_) => shm_core::fork::Forked.fmt(f),
                     Self::Exhausted(_) => f.write_str(EXHAUSTED),
+                    Self::Taken(_) => f.write_str(TAKEN),
                 }
             }
         }
@@ -140,6 +147,7 @@ pub(crate) enum Failure {
     OutOfMemory,
     Forked,
     Exhausted,
+    Taken,
 }
 
 send_error! {
@@ -228,6 +236,11 @@ impl<T> SendBatchError<T> {
     pub fn is_forked(&self) -> bool {
         matches!(self.halt, Halt::Failed(Failure::Forked))
     }
+
+    /// Whether this end is in use elsewhere; only ends of a queue made by [`spsc`](crate::spsc()) say so.
+    pub fn is_taken(&self) -> bool {
+        matches!(self.halt, Halt::Failed(Failure::Taken))
+    }
 }
 
 impl<T> fmt::Debug for SendBatchError<T> {
@@ -254,6 +267,7 @@ impl<T> fmt::Display for SendBatchError<T> {
                 Failure::OutOfMemory => f.write_str(NO_MEMORY),
                 Failure::Forked => shm_core::fork::Forked.fmt(f),
                 Failure::Exhausted => f.write_str(EXHAUSTED),
+                Failure::Taken => f.write_str(TAKEN),
             },
         }
     }

@@ -89,12 +89,18 @@ impl Supervisor {
             }
             let workers = self.workers();
             let dead = self.listen(&workers);
+            let mut crashed = false;
             for (slot, worker) in dead {
-                self.bury(slot, &worker);
+                crashed |= self.bury(slot, &worker);
             }
             self.replace();
             self.wind_down();
             self.dispatcher.flush();
+            if crashed {
+                // Memory with a name that only the dead had. One look at a directory, after all that somebody waits for; what
+                // the kernel has not let go of yet is left to the next who looks.
+                let _ = shm_core::named::scavenge();
+            }
             if self.dispatcher.has_orphans() {
                 self.dispatcher.collect_for_nobody();
             }
@@ -183,11 +189,11 @@ impl Supervisor {
         }
     }
 
-    fn bury(&mut self, slot: u32, worker: &Arc<WorkerHandle>) {
-        let end = worker.child.wait_status(Some(Instant::now() + GRACE));
-        if end.is_none() {
-            return;
-        }
+    /// Returns whether it ended otherwise than it should, so that it may have left things.
+    fn bury(&mut self, slot: u32, worker: &Arc<WorkerHandle>) -> bool {
+        let Some(end) = worker.child.wait_status(Some(Instant::now() + GRACE)) else {
+            return false;
+        };
         self.read_messages(worker);
         let segment = self.dispatcher.shared().segment();
         let give_up = Instant::now() + SWEEP_PATIENCE;
@@ -209,6 +215,7 @@ impl Supervisor {
         let death = worker.child.death(None, "");
         self.deaf.remove(&worker.incarnation);
         self.dispatcher.bury(slot, worker.incarnation, death);
+        !end.success()
     }
 
     /// Starts the workers that the scheduler asked for, each in a thread of its own: a start takes milliseconds, a failing one

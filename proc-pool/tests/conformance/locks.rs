@@ -93,10 +93,10 @@ fn conformance_lock_context(start: Start) {
     }
     assert!(!lock.is_locked());
     let leave_by_panic = |lock: Lock| {
-        let left = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let left = std::panic::catch_unwind(|| {
             let _guard = lock.lock().expect("free");
             std::panic::resume_unwind(Box::new(()));
-        }));
+        });
         assert!(left.is_err());
     };
     start.run(leave_by_panic, lock.clone());

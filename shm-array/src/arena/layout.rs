@@ -8,8 +8,9 @@
 //! page       blocks    capacity × length of a block
 //! ```
 //!
-//! Holders lie word by word and not object by object: few processes have a high index, so that most of these pages are
-//! never touched, and a sweep walks along one row.
+//! Holders lie word by word and not object by object: a sweep walks along one row, and few processes have an index so high
+//! that the rows behind the first are looked at. The whole body has memory behind it from its creation on, so that using
+//! a block cannot fail; for the smallest blocks the words take more than twice as much of it as the blocks.
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use shm_core::portable::mix;

@@ -11,8 +11,8 @@ use super::holds::{Holds, Line, Locks, Mode, Refused, Wait};
 use crate::error::Result;
 use crate::lock::RwLock;
 use crate::lock::raw::{Data, RawLock};
-use shm_core::SegmentError;
 use shm_core::segment::{Segment, Spec};
+use shm_core::{Plain, SegmentError};
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
@@ -30,6 +30,8 @@ pub(super) enum Backing {
     Prefaulted,
     /// At the first touch.
     Sparse,
+    /// By the caller, who writes all elements at once.
+    Written,
 }
 
 #[derive(Clone, Debug)]
@@ -71,6 +73,9 @@ unsafe fn row<'a, L>(first: NonNull<Line<L>>, count: usize) -> &'a [Line<L>] {
 impl Body {
     pub(super) fn create<T>(geometry: Geometry, backing: Backing) -> Result<Self> {
         let committed = if backing == Backing::Committed { geometry.body_len } else { geometry.data };
+        if backing == Backing::Written {
+            shm_core::mapping::check_available(geometry.body_len as u64)?;
+        }
         let segment = Segment::create_sparse(&spec::<T>(geometry.body_len), committed, |body| {
             // SAFETY: the body is page-aligned, zeroed, longer than a control block, and nobody else has it yet.
             geometry.store(unsafe { body.cast::<Control>().as_ref() });
@@ -168,9 +173,15 @@ impl Body {
         let (start, len) = self.bytes(elements, size);
         if len > 0 {
             self.segment.ensure()?;
-            self.segment.prefault(start, len)?;
+            self.segment.map_in(start, len)?;
         }
         Ok(())
+    }
+
+    /// Writes elements, before anybody else has the array.
+    pub(super) fn write<T: Plain>(&self, start: usize, elements: &[T]) -> Result<()> {
+        let (start, _) = self.bytes(start..start, size_of::<T>());
+        Ok(self.segment.write(start, bytemuck::cast_slice(elements))?)
     }
 
     /// Place and length in the body of elements that there are.

@@ -1,8 +1,4 @@
 //! Options for a new array.
-#![allow(unsafe_code)]
-//! # Safety
-//!
-//! The only thing unsafe is the copy into an array that nobody else has yet.
 
 use super::SharedArray;
 use super::body::{Backing, Body};
@@ -82,12 +78,18 @@ impl<T: Zeroable> ArrayBuilder<T> {
         Ok(SharedArray::of(Body::create::<T>(geometry, self.backing)?))
     }
 
+    /// Creates the array for a caller who writes all elements at once.
+    pub(super) fn written(mut self) -> Result<SharedArray<T>> {
+        self.backing = Backing::Written;
+        self.build()
+    }
+
     /// Creates the array with a copy of `elements`.
     ///
     /// # Errors
     ///
     /// As [`ArrayBuilder::build`]; `is_out_of_range` if `elements` has another length.
-    pub fn build_from(mut self, elements: &[T]) -> Result<SharedArray<T>>
+    pub fn build_from(self, elements: &[T]) -> Result<SharedArray<T>>
     where
         T: Plain,
     {
@@ -95,15 +97,9 @@ impl<T: Zeroable> ArrayBuilder<T> {
             let (index, len) = (elements.len() as u64, self.len as u64);
             return Err(Kind::OutOfRange { what: "the end of the elements at", index, len }.into());
         }
-        if self.backing == Backing::Committed {
-            // Every page is touched right here.
-            self.backing = Backing::Prefaulted;
-        }
-        let array = self.build()?;
-        // SAFETY: so many elements are there, and nobody else has them yet.
-        unsafe {
-            std::ptr::copy_nonoverlapping(elements.as_ptr(), array.body.at(0).as_ptr(), elements.len())
-        };
+        let array = self.written()?;
+        array.body.write(0, elements)?;
+        array.prefault(0..elements.len())?;
         Ok(array)
     }
 }

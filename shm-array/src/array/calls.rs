@@ -17,6 +17,8 @@ macro_rules! calls {
     ($it:literal, $life:lifetime, $receiver:ty) => {
         #[doc = concat!("Locks ", $it, ". Blocks until it is free or its holder died.")]
         ///
+        /// A thread that holds a guard of these elements waits for itself.
+        ///
         /// # Errors
         ///
         /// With the guard, `OwnerDied` if a holder died in the middle and `Poisoned` if one panicked; `Unrecoverable` if

@@ -104,13 +104,12 @@ impl<'a> Locks<'a> {
 impl<'a> Exclusive<'a> {
     #[inline(always)]
     fn take(lock: &'a RawLock, mode: Mode, wait: Wait) -> Result<(Hold<'a>, Data), Refused> {
-        let held = match wait {
-            Wait::Not => lock.try_lock(),
-            Wait::Forever => lock.lock(None),
-            Wait::Until(deadline) => lock.lock(Some(deadline)),
+        let data = match wait {
+            Wait::Not => lock.try_acquire(),
+            Wait::Forever => lock.acquire(None),
+            Wait::Until(deadline) => lock.acquire(Some(deadline)),
         }?;
-        let data = held.data();
-        let hold = Hold::Exclusive(Self { lock, held });
+        let hold = Hold::Exclusive(Self { lock, held: Held::new(data) });
         if mode == Mode::Read && data == Data::OwnerDied {
             // As where locks are shared: a reader can repair nothing.
             hold.put_back();

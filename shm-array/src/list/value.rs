@@ -33,21 +33,26 @@ impl ListValue {
         }
     }
 
-    /// The bytes as they lie in a cell.
-    pub(super) fn bytes(&self) -> std::borrow::Cow<'_, [u8]> {
+    /// Calls `f` with the bytes as they lie in a cell.
+    pub(super) fn with_bytes<R>(&self, f: impl FnOnce(&[u8]) -> R) -> R {
         match self {
-            Self::None => (&[]).into(),
-            Self::Bool(b) => vec![u8::from(*b)].into(),
-            Self::Int(i) => i.to_le_bytes().to_vec().into(),
-            Self::Float(x) => x.to_le_bytes().to_vec().into(),
-            Self::Str(s) => s.as_bytes().into(),
-            Self::Bytes(b) => b.as_slice().into(),
+            Self::None => f(&[]),
+            Self::Bool(b) => f(&[u8::from(*b)]),
+            Self::Int(i) => f(&i.to_le_bytes()),
+            Self::Float(x) => f(&x.to_le_bytes()),
+            Self::Str(s) => f(s.as_bytes()),
+            Self::Bytes(b) => f(b),
         }
+    }
+
+    /// How many bytes lie in a cell.
+    pub(super) fn len(&self) -> usize {
+        self.with_bytes(<[u8]>::len)
     }
 
     /// Length and kind in a word.
     pub(super) fn head(&self) -> u64 {
-        (self.bytes().len() as u64) << 8 | u64::from(self.kind())
+        (self.len() as u64) << 8 | u64::from(self.kind())
     }
 
     /// The length in bytes that a head has; unchecked.
@@ -55,21 +60,22 @@ impl ListValue {
         usize::try_from(head >> 8).unwrap_or(usize::MAX)
     }
 
-    /// The value of a head and the words behind it, if it is one.
-    pub(super) fn decode(head: u64, words: &[u64]) -> Option<Self> {
-        let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    /// The value of a head, the word behind it and those behind that, if it is one.
+    pub(super) fn decode(head: u64, first: u64, rest: &[u64]) -> Option<Self> {
         let len = Self::len_of(head);
-        if len > bytes.len() {
-            return None;
-        }
-        bytes.truncate(len);
-        Some(match (head & 0xff, bytes.as_slice()) {
-            (0, []) => Self::None,
-            (1, &[b @ (0 | 1)]) => Self::Bool(b == 1),
-            (2, number) => Self::Int(i64::from_le_bytes(number.try_into().ok()?)),
-            (3, number) => Self::Float(f64::from_le_bytes(number.try_into().ok()?)),
-            (4, _) => Self::Str(String::from_utf8(bytes).ok()?),
-            (5, _) => Self::Bytes(bytes),
+        let bytes = || {
+            let words = std::iter::once(first).chain(rest.iter().copied());
+            let mut bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+            bytes.truncate(len);
+            (bytes.len() == len).then_some(bytes)
+        };
+        Some(match (head & 0xff, len) {
+            (0, 0) => Self::None,
+            (1, 1) if first.to_le_bytes()[0] < 2 => Self::Bool(first.to_le_bytes()[0] == 1),
+            (2, 8) => Self::Int(i64::from_le_bytes(first.to_le_bytes())),
+            (3, 8) => Self::Float(f64::from_bits(first)),
+            (4, _) => Self::Str(String::from_utf8(bytes()?).ok()?),
+            (5, _) => Self::Bytes(bytes()?),
             _ => return None,
         })
     }

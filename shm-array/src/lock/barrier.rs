@@ -15,7 +15,8 @@
 //!
 //! ```text
 //! FILLING       --all cells are taken in this round, by the living-->  PASSED, or leader, and then PASSED
-//! FILLING       --somebody died, gave up or called abort-->            FILLING BROKEN
+//! FILLING       --somebody died, gave up or called abort-->            FILLING BROKEN; whoever gives up before it is
+//!                                                                      counted leaves a leader alone
 //! FILLING       --reset-->                                             RESET
 //! PASSED, RESET --every cell is free-->                                FILLING of the next round
 //! PASSED, RESET --abort-->     the same with BROKEN, which the next round inherits;  reset takes it off again
@@ -24,9 +25,9 @@
 //! # Normal path
 //!
 //! A party takes a cell that was not taken in this round yet, and looks whether all are. Whoever sees that first is the
-//! leader and makes the round PASSED (a function of the state alone, so any waiter can). Each frees its cell when it has
-//! seen how the round ended, and the last one begins the next round. Until then newcomers wait: otherwise a slow party
-//! would find a later round and could not tell how its own has ended.
+//! leader and makes the round PASSED (a function of the state alone, so any waiter can, and does before it sleeps). Each
+//! frees its cell when it has seen how the round ended, and the last one begins the next round. Until then newcomers wait:
+//! otherwise a slow party would find a later round and could not tell how its own has ended.
 //!
 //! # The race that looks scary
 //!
@@ -280,8 +281,8 @@ impl<const MAX: usize> Barrier<MAX> {
         self.wait_before(deadline_after(timeout), Some(action))
     }
 
-    /// Breaks the barrier: whoever waits, or comes later, gets an error. A round that is complete is not touched.
-    /// Never blocks.
+    /// Breaks the barrier: whoever waits, or comes later, gets an error. A round that has passed is not touched; one whose
+    /// action still runs is broken. Never blocks.
     pub fn abort(&self) {
         must_be_attached(self);
         self.change(State::broken);
@@ -335,14 +336,22 @@ impl<const MAX: usize> Barrier<MAX> {
         loop {
             let arrived = self.line.wait(deadline, || self.arrive(me), || self.look_before(me));
             let Some(arrived) = arrived else {
-                self.abort();
+                self.stay_away();
                 return Err(BarrierError::TimedOut);
             };
             let (round, place) = arrived?;
-            let attempt = || self.attempt(round, me, action.is_some());
-            let turn = self.line.wait(deadline, attempt, || {
-                self.break_if_dead(round, me);
-                None
+            let has_action = action.is_some();
+            // Whoever comes last completes the round at once; the others see to it before they sleep, should it have died.
+            // So usually one asks the oracle, and not all who poll.
+            let turn = self.attempt(round, me, has_action).or_else(|| {
+                self.line.wait(
+                    deadline,
+                    || Self::outcome(self.now().standing(round)),
+                    || {
+                        self.break_if_dead(round, me);
+                        self.attempt(round, me, has_action)
+                    },
+                )
             });
             let turn = turn.or_else(|| self.give_up(round));
             let passed = |is_leader| Ok(BarrierWaitResult { index: place, is_leader });
@@ -411,16 +420,22 @@ impl<const MAX: usize> Barrier<MAX> {
 
     // ---- waiting
 
-    /// How it stands for a party of the round, which completes it if all are there.
+    /// How the round of a party has ended, if it has.
+    fn outcome(standing: Standing) -> Option<Turn> {
+        match standing {
+            Standing::Over => Some(Turn::TooLate),
+            Standing::Passed => Some(Turn::Passed),
+            Standing::Broken => Some(Turn::Broken),
+            Standing::Acting(_) | Standing::Open => None,
+        }
+    }
+
+    /// The same, and completes the round if all are there.
     fn attempt(&self, round: u32, me: Owner, has_action: bool) -> Option<Turn> {
         // SYNC barrier: the own cell before the state and the others' cells, in the order of SeqCst.
         seq_cst_in_model();
         let state = self.now();
         match state.standing(round) {
-            Standing::Over => Some(Turn::TooLate),
-            Standing::Passed => Some(Turn::Passed),
-            Standing::Broken => Some(Turn::Broken),
-            Standing::Acting(_) => None,
             Standing::Open if self.taken(round).count() < self.cells().len() => None,
             Standing::Open if self.is_any_dead(round, me) => {
                 self.swap(state, state.broken());
@@ -431,6 +446,7 @@ impl<const MAX: usize> Barrier<MAX> {
                 self.swap(state, acting).then_some(Turn::Lead(acting))
             }
             Standing::Open => self.swap(state, state.passed()).then_some(Turn::Completed),
+            ended => Self::outcome(ended),
         }
     }
 
@@ -471,12 +487,21 @@ impl<const MAX: usize> Barrier<MAX> {
                 Standing::Open | Standing::Acting(_) if !self.swap(state, state.broken()) => {}
                 // Too late for its round: it has waited for nothing, and broken nothing yet.
                 Standing::Over => {
-                    self.abort();
+                    self.stay_away();
                     return None;
                 }
                 Standing::Open | Standing::Acting(_) => return None,
             }
         }
+    }
+
+    /// The deadline has passed before this party was counted in a round: breaks the one that would have counted it. A round
+    /// whose leader acts is complete without it.
+    fn stay_away(&self) {
+        self.change(|state| match state.standing(state.round()) {
+            Standing::Acting(_) => state,
+            _ => state.broken(),
+        });
     }
 
     // ---- leaving

@@ -10,8 +10,8 @@
 //! counts     bits  0..15   waiters   registered and not yet gone
 //!            bits 15..30   signals   given to them and not yet taken, at most as many
 //!            bits 30..36   late      registered while there were signals, which are not theirs
-//!            bits 36..56   round     stepped by every notification
-//!            bits 56..64   epoch     stepped when the counts were wrong
+//!            bits 36..48   round     stepped by every notification
+//!            bits 48..64   epoch     stepped when the counts were wrong, at most once in a slice
 //! sequence   a shared futex, stepped after the counts by every notification
 //! ```
 //!
@@ -21,7 +21,7 @@
 //! wait     register: waiters + 1 (late + 1 if there are signals), remember round and epoch
 //!          unlock; sleep on the sequence, in slices, until there is a signal from a later round, or the deadline
 //!          lock; take: signals - 1, waiters - 1; somebody else was faster: unlock, sleep on
-//! notify   signals + n, at most as many as waiters; round + 1, late = 0; step the sequence; wake n
+//! notify   signals + n, at most as many as waiters; round + 1, late = 0; step the sequence; wake n, and the late ones
 //! ```
 //!
 //! Without waiters a notification does nothing, and costs one load. It reaches those only who waited before: a waiter
@@ -36,7 +36,9 @@
 //! * while it waits: it stays among the waiters, and one day a signal is given that nobody takes. A waiter that sees
 //!   signals which are not its own stay untaken for a slice steps the epoch: counts at zero, everybody who was
 //!   registered wakes, spuriously, and finds its registration void. (The signals may belong to somebody who is only
-//!   slow: he does the same when he comes.)
+//!   slow: he does the same when he comes.) One that is stopped for so long that its own round comes again, after 4096
+//!   notifications, sleeps on until the next one or the next epoch. Its epoch comes again after 65,536 slices, which is
+//!   more than an hour;
 //! * while it notifies, before the compare-and-swap: nothing happened; after it: the signals are there, and sleepers
 //!   find them at the end of their slices.
 
@@ -61,8 +63,8 @@ struct Field {
 const WAITERS: Field = Field { shift: 0, bits: 15 };
 const SIGNALS: Field = Field { shift: 15, bits: 15 };
 const LATE: Field = Field { shift: 30, bits: 6 };
-const ROUND: Field = Field { shift: 36, bits: 20 };
-const EPOCH: Field = Field { shift: 56, bits: 8 };
+const ROUND: Field = Field { shift: 36, bits: 12 };
+const EPOCH: Field = Field { shift: 48, bits: 16 };
 
 impl Field {
     const fn max(self) -> u64 {
@@ -315,7 +317,12 @@ impl Condvar {
             }
         };
         crash_point!("condvar.counted");
-        self.step(u32::try_from(given).expect("a field of the counts is small"));
+        self.step(|| {
+            // Whoever came after the counts and before the sequence may sleep in front of those who are meant: wake it too.
+            // Relaxed: one that is missed costs another a slice.
+            let late = LATE.of(self.counts.load(Ordering::Relaxed));
+            u32::try_from(given + late).expect("the fields of the counts are small")
+        });
     }
 
     /// Registers the caller as a waiter. It holds the lock.
@@ -405,7 +412,7 @@ impl Condvar {
         let was_whole = deadline.is_none_or(|at| Instant::now() < at);
         if was_whole && self.exchange(counts, EPOCH.set(0, EPOCH.of(counts) + 1)).is_ok() {
             crash_point!("condvar.reset");
-            self.step(i32::MAX as u32);
+            self.step(|| i32::MAX as u32);
         }
     }
 
@@ -439,12 +446,12 @@ impl Condvar {
         self.counts.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).map(drop)
     }
 
-    /// Wakes up to `count` sleepers to look at the counts.
-    fn step(&self, count: u32) {
+    /// Makes sleepers look at the counts; wakes up to `count` of them, asked after the step.
+    fn step(&self, count: impl FnOnce() -> u32) {
         // SYNC condvar-step: Release, pairs with the look in `sleep`.
         self.sequence.word().fetch_add(1, ordering("condvar.step", Ordering::Release));
         crash_point!("condvar.stepped");
-        self.sequence.wake(count);
+        self.sequence.wake(count());
     }
 }
 

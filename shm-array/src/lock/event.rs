@@ -81,8 +81,15 @@ impl Event {
     /// It has happened: wakes everybody who waits. Setting it again does nothing more.
     ///
     /// Never blocks. One atomic operation, and one system call if somebody sleeps; no lock, no memory: it may be called in a
-    /// signal handler (through a reference, in a process that was not forked since it was made).
+    /// signal handler, through a reference.
+    ///
+    /// # Across processes
+    ///
+    /// In a child that was forked from a process which had attached to shared memory, it first finds out whether the memory
+    /// is attached. That takes a lock, and is no matter for a signal handler, unless this thread has used the same memory a
+    /// moment ago and the process attached to nothing and detached from nothing since.
     pub fn set(&self) {
+        must_be_reachable(self);
         let stepped = |word: u32| {
             let step = if word & SET == 0 { STEP } else { 0 };
             Some((word.wrapping_add(step) | SET) & !SLEEPERS)
@@ -169,6 +176,18 @@ impl Event {
         let slice = (deadline.is_some() || mortal).then_some(shm_core::wait::SLICE);
         self.word.wait(armed, slice) != Wakeup::TimedOut || deadline.is_none()
     }
+}
+
+/// [`must_be_attached`] where the answer is not clear, and nothing that a signal handler must not do where it is: a
+/// reference is proof that the memory was there, and only a fork takes it away.
+#[inline]
+#[track_caller]
+pub(super) fn must_be_reachable<T>(place: *const T) {
+    #[cfg(not(loom))]
+    if shm_core::fork::is_first() {
+        return;
+    }
+    must_be_attached(place);
 }
 
 impl Default for Event {

@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! bit 0       SLEEPERS   somebody may sleep on the word
-//! bits 1..32  sequence   stepped by every waker that found SLEEPERS
+//! bits 1..9   CPU        processor of the last waker that found SLEEPERS, modulo 255, + 1; a hint, 0 = unknown
+//! bits 9..32  sequence   stepped by every waker that found SLEEPERS
 //! ```
 //!
 //! # Protocol
@@ -12,8 +13,8 @@
 //! ```text
 //! waker:    change the state with a SeqCst read-modify-write; word has SLEEPERS?
 //!             no:  done (the usual case: one load)
-//!             yes: CAS to (sequence + 1, SLEEPERS clear); futex wake
-//! waiter:   try; poll a while; then
+//!             yes: CAS to (sequence + 1, own CPU, SLEEPERS clear); futex wake
+//! waiter:   try; poll a while, or where the last waker ran on this processor, where it cannot run meanwhile: yield; then
 //!           arm: set SLEEPERS; fence; try; look at the owners; try; futex wait while the word is as armed, and nobody
 //!           else was found dead (see `shm_core::deaths`)
 //!           woken, or the slice is over: arm again *before* trying
@@ -40,20 +41,25 @@ use shm_core::futex::Futex;
 #[cfg(loom)]
 use shm_core::futex::Wakeup;
 use shm_core::owner::Owner;
-#[cfg(not(loom))]
-use shm_core::sync::hint;
 use shm_core::sync::{Ordering, fence, seq_cst_in_model};
+#[cfg(not(loom))]
+use shm_core::sync::{hint, thread};
 #[cfg(not(loom))]
 use shm_core::wait::next_slice;
 use std::time::{Duration, Instant};
 
 /// Somebody may sleep.
 const SLEEPERS: u32 = 1;
+/// Where the last waker ran.
+const CPU: u32 = 0xFF << 1;
 /// One step of the sequence.
-const STEP: u32 = 2;
+const STEP: u32 = 1 << 9;
 /// Attempts before the first sleep: some microseconds.
 #[cfg(not(loom))]
 const POLLS: u32 = 60;
+/// Yields to a waker on the same processor before the first sleep.
+#[cfg(not(loom))]
+const YIELDS: u32 = 2;
 
 /// Everybody who sleeps.
 pub(crate) const ALL: u32 = i32::MAX as u32;
@@ -110,10 +116,11 @@ impl Line {
 
     #[cold]
     fn notify_slow(&self, count: u32) {
+        let here = this_cpu();
         // Relaxed: the swap below compares it; the sleeper synchronises with the state itself.
         let mut word = self.word.load(Ordering::Relaxed);
         while word & SLEEPERS != 0 {
-            let next = word.wrapping_add(STEP) & !SLEEPERS;
+            let next = word.wrapping_add(STEP) & !(SLEEPERS | CPU) | here;
             match self.word.word().compare_exchange(word, next, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => {
                     crash_point!("line.waking");
@@ -134,7 +141,7 @@ impl Line {
         mut attempt: impl FnMut() -> Option<R>,
         mut look: impl FnMut() -> Option<R>,
     ) -> Option<R> {
-        if let Some(done) = poll(&mut attempt) {
+        if let Some(done) = self.poll(&mut attempt) {
             return Some(done);
         }
         loop {
@@ -153,6 +160,29 @@ impl Line {
                 return None;
             }
         }
+    }
+
+    #[cfg(not(loom))]
+    fn poll<R>(&self, attempt: &mut impl FnMut() -> Option<R>) -> Option<R> {
+        if let Some(done) = attempt() {
+            return Some(done);
+        }
+        // Relaxed: a hint.
+        if self.word.load(Ordering::Relaxed) & CPU == this_cpu() {
+            return (0..YIELDS).find_map(|_| {
+                thread::yield_now();
+                attempt()
+            });
+        }
+        (0..POLLS).find_map(|_| {
+            hint::spin_loop();
+            attempt()
+        })
+    }
+
+    #[cfg(loom)]
+    fn poll<R>(&self, attempt: &mut impl FnMut() -> Option<R>) -> Option<R> {
+        attempt()
     }
 
     /// Sleeps while the word is `armed`, at most for a slice; `false` when the deadline has passed.
@@ -175,18 +205,15 @@ impl Line {
     }
 }
 
+/// The processor of the caller, as in the word.
 #[cfg(not(loom))]
-fn poll<R>(attempt: &mut impl FnMut() -> Option<R>) -> Option<R> {
-    for _ in 0..POLLS {
-        if let Some(done) = attempt() {
-            return Some(done);
-        }
-        hint::spin_loop();
-    }
-    attempt()
+fn this_cpu() -> u32 {
+    let cpu = u32::try_from(rustix::thread::sched_getcpu()).unwrap_or(0);
+    (cpu % 0xFF + 1) << CPU.trailing_zeros()
 }
 
+/// A model has no processors.
 #[cfg(loom)]
-fn poll<R>(attempt: &mut impl FnMut() -> Option<R>) -> Option<R> {
-    attempt()
+fn this_cpu() -> u32 {
+    0
 }

@@ -10,8 +10,8 @@
 //!
 //! # If a process dies
 //!
-//! While it runs: a waiter asks the oracle and takes over, by a compare-and-swap from the exact token, and runs it from the
-//! start. After COMPLETE and before the wake-up: the others find out at the end of their slice.
+//! While it runs: a caller asks the oracle and takes over, by a compare-and-swap from the exact token, and runs it from the
+//! start; whoever only waits for it is told. After COMPLETE and before the wake-up: the others find out at the end of their slice.
 //!
 //! # Safety
 //!
@@ -46,8 +46,8 @@ pub const ORDERINGS: &[&str] = &["once.look", "once.end"];
 ///
 /// # If the peer dies
 ///
-/// In the middle of it: the next one runs it, from the start. What the dead one had done by then is there; see
-/// [`OnceState::is_owner_died`].
+/// In the middle of it: the next one that calls it runs it, from the start. What the dead one had done by then is there; see
+/// [`OnceState::is_owner_died`]. Whoever only [waits](Once::wait) is told, and may call it or wait on.
 ///
 /// # Across processes
 ///
@@ -161,7 +161,9 @@ impl Once {
     ///
     /// # Errors
     ///
-    /// [`LockError::Poisoned`]: whoever ran it panicked.
+    /// * [`LockError::OwnerDied`]: whoever ran it died, and nobody has begun it again;
+    /// * [`LockError::Poisoned`]: whoever ran it panicked;
+    /// * [`LockError::Forked`].
     pub fn wait(&self) -> Result<(), LockError<()>> {
         self.wait_before(None)
     }
@@ -170,7 +172,7 @@ impl Once {
     ///
     /// # Errors
     ///
-    /// [`LockError::Poisoned`] and [`LockError::TimedOut`].
+    /// Those of [`wait`](Self::wait), and [`LockError::TimedOut`].
     pub fn wait_timeout(&self, timeout: Duration) -> Result<(), LockError<()>> {
         self.wait_before(deadline_after(timeout))
     }
@@ -179,7 +181,7 @@ impl Once {
     ///
     /// # Errors
     ///
-    /// [`LockError::Poisoned`] and [`LockError::TimedOut`].
+    /// Those of [`wait`](Self::wait), and [`LockError::TimedOut`].
     pub fn wait_until(&self, deadline: Instant) -> Result<(), LockError<()>> {
         self.wait_before(Some(deadline))
     }
@@ -203,7 +205,8 @@ impl Once {
             POISONED => Some(Err(LockError::Poisoned(()))),
             _ => None,
         };
-        self.line.wait(deadline, attempt, || None).unwrap_or(Err(LockError::TimedOut))
+        let look = || self.runner_died().map(|_| Err(LockError::OwnerDied(())));
+        self.line.wait(deadline, attempt, look).unwrap_or(Err(LockError::TimedOut))
     }
 
     /// The word. In a forked child only after the memory was attached again.
@@ -252,11 +255,16 @@ impl Once {
 
     /// Runs it again after the death of whoever ran it.
     fn take_over(&self, me: Owner) -> Option<Turn> {
-        let seen = self.look();
-        // What no process writes is nobody's.
-        let is_dead = seen > POISONED && Owner::from_bits(seen).is_none_or(|owner| owner.is_dead(self));
+        let seen = self.runner_died()?;
         let state = OnceState { is_poisoned: false, is_owner_died: true };
-        (is_dead && self.swap(seen, me)).then_some(Turn::Mine(state))
+        self.swap(seen, me).then_some(Turn::Mine(state))
+    }
+
+    /// The word, if it names a dead runner. What no process writes is nobody's.
+    fn runner_died(&self) -> Option<u32> {
+        let seen = self.look();
+        let is_dead = || Owner::from_bits(seen).is_none_or(|owner| owner.is_dead(self));
+        (seen > POISONED && is_dead()).then_some(seen)
     }
 
     fn swap(&self, from: u32, me: Owner) -> bool {
@@ -296,7 +304,7 @@ impl fmt::Debug for Once {
 ///
 /// # If the peer dies
 ///
-/// While it initialises: the next one that asks does it instead.
+/// While it initialises: the next one that asks does it instead. Whoever only [waits](OnceLock::wait) is told.
 ///
 /// # Across processes
 ///
@@ -418,19 +426,36 @@ impl<T> OnceLock<T> {
     }
 
     /// Blocks until there is a value; woken by whoever makes it.
-    pub fn wait(&self) -> &T {
-        let waited = self.once.line.wait(None, || self.get(), || None);
-        waited.expect("a wait without a deadline ends with a result")
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::OwnerDied`]: whoever made it died, and nobody has begun again. [`LockError::Forked`].
+    pub fn wait(&self) -> Result<&T, LockError<()>> {
+        self.wait_before(None)
     }
 
-    /// Blocks until there is a value, for at most `timeout`.
-    pub fn wait_timeout(&self, timeout: Duration) -> Option<&T> {
-        self.once.line.wait(deadline_after(timeout), || self.get(), || None)
+    /// The same, blocking for at most `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`wait`](Self::wait), and [`LockError::TimedOut`].
+    pub fn wait_timeout(&self, timeout: Duration) -> Result<&T, LockError<()>> {
+        self.wait_before(deadline_after(timeout))
     }
 
-    /// Blocks until there is a value, until `deadline` at the latest.
-    pub fn wait_until(&self, deadline: Instant) -> Option<&T> {
-        self.once.line.wait(Some(deadline), || self.get(), || None)
+    /// The same, blocking until `deadline` at the latest.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`wait`](Self::wait), and [`LockError::TimedOut`].
+    pub fn wait_until(&self, deadline: Instant) -> Result<&T, LockError<()>> {
+        self.wait_before(Some(deadline))
+    }
+
+    fn wait_before(&self, deadline: Option<Instant>) -> Result<&T, LockError<()>> {
+        self.once.wait_before(deadline)?;
+        // SAFETY: complete.
+        Ok(unsafe { self.value() })
     }
 
     /// The value, to change: nobody else can have it.

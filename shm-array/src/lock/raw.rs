@@ -23,8 +23,9 @@
 //! ```
 //!
 //! A waiter polls briefly, sets WAITERS and sleeps on the word, in slices. It asks the oracle about the owner in the
-//! word before every sleep, and is woken when a sweep finds anybody dead (see `shm_core::deaths`). A token is not used twice, so a compare-and-swap from a word with a dead owner in it can
-//! succeed only while that owner still holds the lock, and for one of those who try.
+//! word before every sleep, and is woken when a sweep finds anybody dead (see `shm_core::deaths`). A token is not used twice,
+//! so a compare-and-swap from a word with a dead owner in it can succeed only while that owner still holds the lock, and for
+//! one of those who try.
 //!
 //! # The race that looks scary
 //!
@@ -129,6 +130,22 @@ impl Holder {
             (_, None) => Self::OutOfUse,
         }
     }
+
+    /// The same for `me`. In memory that processes share nobody is the holder that stands for one process alone: the lock
+    /// was moved there while it was held, and is given back by nobody.
+    #[cfg(not(loom))]
+    fn seen_by(me: Owner, word: u32) -> Self {
+        match Self::of(word) {
+            Self::Somebody(owner) if owner.index() == 0 && me.index() != 0 => Self::OutOfUse,
+            holder => holder,
+        }
+    }
+
+    /// In a model the threads without a process are one more process.
+    #[cfg(loom)]
+    fn seen_by(_: Owner, word: u32) -> Self {
+        Self::of(word)
+    }
 }
 
 impl RawLock {
@@ -177,7 +194,7 @@ impl RawLock {
         let me = Owner::here(self).ok()?;
         // Relaxed: `take` compares it.
         let word = self.word.load(Ordering::Relaxed);
-        match Holder::of(word) {
+        match Holder::seen_by(me, word) {
             Holder::Nobody => self.take_free(word, me, 0).ok().map(Held::new),
             Holder::Somebody(_) | Holder::OutOfUse => None,
         }
@@ -255,7 +272,7 @@ impl RawLock {
         let me = Owner::here(self)?;
         // Relaxed: `take` compares it.
         let word = self.word.load(Ordering::Relaxed);
-        match Holder::of(word) {
+        match Holder::seen_by(me, word) {
             // OUT_OF_USE => HELD(me). Whoever dies from here on leaves data that is half new: OwnerDied for the next.
             Holder::OutOfUse if self.take(word, me.bits()).is_ok() => {
                 crash_point!("lock.renewing");
@@ -266,6 +283,7 @@ impl RawLock {
     }
 
     /// The word, for a look. In a forked child it is there only after the memory was attached again.
+    #[inline]
     fn look(&self) -> Option<u32> {
         // Relaxed: the answer orders nothing.
         Owner::here(self).ok().map(|_| self.word.load(Ordering::Relaxed))
@@ -277,6 +295,7 @@ impl RawLock {
     }
 
     /// Whether this process holds the lock. Stale at once, unless it is the calling thread that holds it.
+    #[inline]
     pub(crate) fn is_held_here(&self) -> Result<bool, Refused> {
         let me = Owner::here(self)?;
         // Relaxed: the answer orders nothing.
@@ -290,6 +309,7 @@ impl RawLock {
     }
 
     /// Whether the lock is poisoned. May be stale at once.
+    #[inline]
     pub(crate) fn is_poisoned(&self) -> bool {
         self.look().is_some_and(|word| word & POISON != 0)
     }
@@ -332,7 +352,7 @@ impl RawLock {
     #[cold]
     fn try_lock_contended(&self, me: Owner, mut word: u32) -> Result<Data, Refused> {
         loop {
-            let taken = match Holder::of(word) {
+            let taken = match Holder::seen_by(me, word) {
                 Holder::Nobody => self.take_free(word, me, word & WAITERS),
                 Holder::Somebody(owner) => self.take_over(word, owner, me),
                 Holder::OutOfUse => return Err(Refused::Unrecoverable),
@@ -351,7 +371,7 @@ impl RawLock {
         let mut slept = 0;
         let mut word = self.poll();
         loop {
-            word = match Holder::of(word) {
+            word = match Holder::seen_by(me, word) {
                 Holder::OutOfUse => return Err(Refused::Unrecoverable),
                 Holder::Nobody => match self.take_free(word, me, slept | (word & WAITERS)) {
                     Ok(data) => return Ok(data),
@@ -452,7 +472,7 @@ impl fmt::Debug for RawLock {
 
 impl Held {
     #[inline(always)]
-    pub(super) fn new(data: Data) -> Self {
+    pub(crate) fn new(data: Data) -> Self {
         Self { stamp: ForkStamp::now(), was_panicking: std::thread::panicking(), data: Cell::new(data) }
     }
 

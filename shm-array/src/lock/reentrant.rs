@@ -5,20 +5,22 @@
 //! ```text
 //! raw         the one-word robust lock: which process holds it
 //! depth       how many guards the holding thread has
-//! thread      which thread of that process; 0 = none. Numbers of threads that ended are not used again
+//! thread      which thread holds it; 0 = none.  bits 34..64 its process's token  bits 0..34 its number there
 //! unrepaired  the last holder died, and the present one has not marked the data consistent
 //! ```
 //!
-//! `depth`, `thread` and `unrepaired` are written by the holder alone, so they are never compared and swapped. Two
-//! processes may number threads alike: a thread is the holder if the word names its process *and* the cell its number.
+//! `depth`, `thread` and `unrepaired` are written by the holder alone, so they are never compared and swapped. Processes
+//! may number threads alike, but a token is not used twice, nor the number of a thread that ended: no two threads have the
+//! same tag, and a thread is the holder if the cell has its tag.
 //!
-//! The race that looks scary is a thread that reads both while another one takes or releases the lock. But only this thread
-//! writes its number, and it clears it before it unlocks, so it never reads its own number when it is outside.
+//! The race that looks scary is a thread that reads the cell while another one takes or releases the lock, or has taken it
+//! over from a dead process and not written the cell yet. But only this thread writes its tag, and it clears it before it
+//! unlocks, so whatever else it reads there, it never reads its own tag when it is outside.
 //!
 //! # If a process dies
 //!
-//! Its token stays in the word whatever the other cells say. Whoever takes over writes all of them anew; no thread takes
-//! the dead one's number for its own, because the word does not name its process.
+//! Its token stays in the word whatever the other cells say. Whoever takes over writes all of them anew. Until then the cell
+//! has the dead one's tag, which is that of no thread alive.
 #![allow(unsafe_code)]
 //! # Safety
 //!
@@ -27,6 +29,7 @@
 use super::LockError;
 use super::raw::{Data, Held, RawLock, Refused};
 use shm_core::crash_point;
+use shm_core::owner::Owner;
 use shm_core::sync::{AtomicU32, AtomicU64, Ordering, UnsafeCell};
 use std::fmt;
 use std::marker::PhantomData;
@@ -113,6 +116,9 @@ pub struct ReentrantMutexGuard<'a, T> {
 /// What the locking calls return.
 type LockResult<'a, T> = Result<ReentrantMutexGuard<'a, T>, LockError<ReentrantMutexGuard<'a, T>>>;
 
+/// Bits of a tag for the number of a thread; the token of its process is above.
+const NUMBER_BITS: u32 = u64::BITS - Owner::BITS;
+
 /// The number of the calling thread: never 0, and never that of another thread of this process.
 fn this_thread() -> u64 {
     #[cfg(not(loom))]
@@ -124,13 +130,17 @@ fn this_thread() -> u64 {
         }
         NUMBER.with(|number| *number)
     }
+    // In a model each process counts for itself, too.
     #[cfg(loom)]
     {
         loom::lazy_static! {
-            static ref LAST: AtomicU64 = AtomicU64::new(0);
+            static ref LAST: [AtomicU64; 4] = std::array::from_fn(|_| AtomicU64::new(0));
         }
         loom::thread_local! {
-            static NUMBER: u64 = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+            static NUMBER: u64 = {
+                let process = Owner::here(&raw const *LAST).map_or(0, Owner::index);
+                LAST[usize::from(process) % LAST.len()].fetch_add(1, Ordering::Relaxed) + 1
+            };
         }
         NUMBER.with(|number| *number)
     }
@@ -157,6 +167,7 @@ impl<T> ReentrantMutex<T> {
     ///
     /// [`LockError::OwnerDied`] and [`LockError::Poisoned`] with the guard inside; [`LockError::Unrecoverable`],
     /// [`LockError::Forked`] and, with more than a million guards, [`LockError::TooMany`] without.
+    #[inline]
     pub fn lock(&self) -> LockResult<'_, T> {
         self.enter(|raw| raw.lock(None))
     }
@@ -166,6 +177,7 @@ impl<T> ReentrantMutex<T> {
     /// # Errors
     ///
     /// As [`ReentrantMutex::lock`], and [`LockError::WouldBlock`] if another thread of a living process holds it.
+    #[inline]
     pub fn try_lock(&self) -> LockResult<'_, T> {
         self.enter(RawLock::try_lock)
     }
@@ -190,8 +202,11 @@ impl<T> ReentrantMutex<T> {
         self.enter(|raw| raw.lock(Some(deadline)))
     }
 
+    #[inline]
     fn enter(&self, take: impl FnOnce(&RawLock) -> Result<Held, Refused>) -> LockResult<'_, T> {
-        if self.is_mine()? {
+        // Before the lock is taken: nothing can fail between that and the cells.
+        let me = self.tag()?;
+        if self.is_held_by(me) {
             // Relaxed, as all of the holder's own cells.
             let depth = self.depth.load(Ordering::Relaxed);
             if depth >= MAX_DEPTH {
@@ -202,10 +217,10 @@ impl<T> ReentrantMutex<T> {
         }
         let held = take(&self.raw)?;
         let data = held.data();
-        // Before the number: whoever dies in between is a dead holder either way.
+        // Before the tag: whoever dies in between is a dead holder either way.
         self.unrepaired.store(u32::from(data == Data::OwnerDied), Ordering::Relaxed);
         self.depth.store(1, Ordering::Relaxed);
-        self.thread.store(this_thread(), Ordering::Relaxed);
+        self.thread.store(me, Ordering::Relaxed);
         crash_point!("reentrant.entered");
         Held::outcome(data, self.guard(held))
     }
@@ -223,10 +238,18 @@ impl<T> ReentrantMutex<T> {
         }
     }
 
-    /// Whether the calling thread holds the lock.
-    fn is_mine(&self) -> Result<bool, Refused> {
+    /// The tag of the calling thread: never 0, and never that of another thread of any process.
+    #[inline]
+    fn tag(&self) -> Result<u64, Refused> {
+        let me = Owner::here(&self.raw)?;
+        Ok(u64::from(me.bits()) << NUMBER_BITS | this_thread())
+    }
+
+    /// Whether the calling thread, whose tag is `me`, holds the lock.
+    #[inline]
+    fn is_held_by(&self, me: u64) -> bool {
         // Relaxed: what this thread wrote itself it sees in order.
-        Ok(self.raw.is_held_here()? && self.thread.load(Ordering::Relaxed) == this_thread())
+        self.thread.load(Ordering::Relaxed) == me
     }
 
     /// Puts a mutex that is out of use ([`LockError::Unrecoverable`]) back into service, with a new value. Never blocks.
@@ -244,8 +267,10 @@ impl<T> ReentrantMutex<T> {
             return Err(value);
         };
         // SAFETY: the lock is held, and there is no guard.
-        self.data.with_mut(|data| drop(unsafe { std::mem::replace(&mut *data, value) }));
+        let old = self.data.with_mut(|data| unsafe { std::mem::replace(&mut *data, value) });
         self.raw.unlock(&held);
+        // Only now: its destructor may panic, or lock again.
+        drop(old);
         Ok(())
     }
 
@@ -268,8 +293,9 @@ impl<T> ReentrantMutex<T> {
     }
 
     /// Whether the calling thread holds the lock. Does not go stale.
+    #[inline]
     pub fn is_held_by_this_thread(&self) -> bool {
-        self.is_mine().unwrap_or(false)
+        self.tag().is_ok_and(|me| self.is_held_by(me))
     }
 
     /// Whether a thread panicked while it held the lock. May be stale at once.

@@ -13,7 +13,7 @@ use super::line::deadline_after;
 use super::raw::{Data, Held, forked};
 #[cfg(loom)]
 pub use raw::ORDERINGS;
-use raw::{RawRwLock, Reading, Refused};
+use raw::{RawRwLock, Reading, Refused, Share};
 #[cfg(not(loom))]
 use shm_core::ShmSafe;
 #[cfg(not(loom))]
@@ -107,8 +107,6 @@ pub struct RwLockWriteGuard<'a, T: ?Sized> {
 
 // SAFETY: a shared guard gives `&T` only. (It is not `Send`: a count belongs to a process, poison to a thread.)
 unsafe impl<T: ?Sized + Sync> Sync for RwLockReadGuard<'_, T> {}
-// SAFETY: as above.
-unsafe impl<T: ?Sized + Sync> Sync for RwLockWriteGuard<'_, T> {}
 
 /// What the reading calls return.
 type ReadResult<'a, T> = Result<RwLockReadGuard<'a, T>, LockError<RwLockReadGuard<'a, T>>>;
@@ -172,7 +170,7 @@ impl<T: ?Sized> RwLock<T> {
     /// * [`Unrecoverable`](LockError::Unrecoverable): a writer died, and nobody repaired the data;
     /// * [`TooMany`](LockError::TooMany): this process has 4095 read guards;
     /// * [`Forked`](LockError::Forked).
-    #[inline]
+    #[inline(always)]
     pub fn read(&self) -> ReadResult<'_, T> {
         self.reader(self.raw.read(None))
     }
@@ -182,7 +180,7 @@ impl<T: ?Sized> RwLock<T> {
     /// # Errors
     ///
     /// Those of [`read`](Self::read), and [`WouldBlock`](LockError::WouldBlock) if a writer is inside or waits.
-    #[inline]
+    #[inline(always)]
     pub fn try_read(&self) -> ReadResult<'_, T> {
         self.reader(self.raw.try_read())
     }
@@ -272,11 +270,11 @@ impl<T: ?Sized> RwLock<T> {
     }
 
     #[inline(always)]
-    fn reader(&self, taken: Result<Reading, Refused>) -> ReadResult<'_, T> {
+    fn reader(&self, taken: Result<Share, Refused>) -> ReadResult<'_, T> {
         match taken {
-            Ok(reading) => {
-                let is_poisoned = reading.is_poisoned;
-                let guard = RwLockReadGuard { lock: self, reading, thread: PhantomData };
+            Ok(share) => {
+                let is_poisoned = share.is_poisoned;
+                let guard = RwLockReadGuard { lock: self, reading: Reading::new(share), thread: PhantomData };
                 if is_poisoned { Err(LockError::Poisoned(guard)) } else { Ok(guard) }
             }
             Err(refused) => Err(refused.map(|never| match never {})),
@@ -309,7 +307,7 @@ impl<T: ?Sized> Deref for RwLockReadGuard<'_, T> {
 }
 
 impl<T: ?Sized> Drop for RwLockReadGuard<'_, T> {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
         self.lock.raw.unlock_read(&self.reading);
     }
@@ -339,7 +337,8 @@ impl<'a, T: ?Sized> RwLockWriteGuard<'a, T> {
             return Err(LockError::OwnerDied(this));
         }
         match this.lock.raw.downgrade(&this.held) {
-            Ok(reading) => {
+            Ok(share) => {
+                let reading = Reading::new(share);
                 let lock = this.lock;
                 std::mem::forget(this);
                 Ok(RwLockReadGuard { lock, reading, thread: PhantomData })

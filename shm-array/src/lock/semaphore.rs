@@ -291,14 +291,22 @@ impl<const MAX: usize> Semaphore<MAX> {
     /// A free cell => me.
     #[inline]
     fn take(&self, me: Owner) -> Option<Permit<'_, MAX>> {
-        let cells = self.cells();
+        let len = self.cells().len();
         // Each process begins elsewhere, so that they do not fight for the first.
-        let start = usize::from(me.index()) % cells.len().max(1);
-        let places = (start..cells.len()).chain(0..start);
+        let mut start = usize::from(me.index());
+        if start >= len {
+            // A division takes longer than all the rest.
+            start %= len.max(1);
+        }
+        self.take_at(start, len, me)
+            .or_else(|| (start + 1..len).chain(0..start).find_map(|place| self.take_at(place, len, me)))
+    }
+
+    #[inline]
+    fn take_at(&self, place: usize, len: usize, me: Owner) -> Option<Permit<'_, MAX>> {
         // Relaxed: compared by the swap.
-        places
-            .filter(|&place| cells[place].load(Ordering::Relaxed) == FREE)
-            .find_map(|place| self.swap(place, FREE, me))
+        let is_free = place < len && self.cells[place].load(Ordering::Relaxed) == FREE;
+        if is_free { self.swap(place, FREE, me) } else { None }
     }
 
     /// A dead holder's cell => me.
@@ -316,6 +324,7 @@ impl<const MAX: usize> Semaphore<MAX> {
         cell == FREE || Owner::from_bits(cell).is_none_or(|owner| owner.is_dead(self))
     }
 
+    #[inline]
     fn swap(&self, place: usize, seen: u32, me: Owner) -> Option<Permit<'_, MAX>> {
         // SYNC semaphore: whatever the holder before did is seen; pairs with the swaps in `drop` and `release`.
         let acquire = ordering("semaphore.take", Ordering::Acquire);

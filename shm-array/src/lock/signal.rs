@@ -1,7 +1,10 @@
 //! [`Signal`]: a counter that anybody raises and whoever waits lowers.
 
 use super::LockError;
+use super::event::must_be_reachable;
 use super::line::{Line, deadline_after, must_be_attached};
+#[cfg(not(loom))]
+use crate::error::{Error, Kind};
 use shm_core::crash_point;
 use shm_core::sync::{AtomicU32, Ordering, ordering};
 use std::fmt;
@@ -28,7 +31,7 @@ pub const ORDERINGS: &[&str] = &["signal.take", "signal.post", "seq_cst"];
 /// # Across processes
 ///
 /// Put it into a [`Shared`](crate::Shared). `post` may be called in a signal handler (one atomic, and one system call if
-/// somebody sleeps; through a reference, in a process that was not forked since it was made). The other calls panic in a
+/// somebody sleeps), through a reference; in a forked child only as [`Event::set`](crate::Event::set). All calls panic in a
 /// forked child that could not attach again.
 ///
 /// # Examples
@@ -55,11 +58,25 @@ impl Signal {
         ///
         /// # Panics
         ///
-        /// If they are more than 2,147,483,647.
+        /// If they are more than 2,147,483,647; at compile time in a constant. See [`Signal::try_new`].
         pub fn new(units: u32) -> Self {
             assert!(units <= MAX, "a signal counts to 2,147,483,647");
             Self { units: AtomicU32::new(units), line: Line::new() }
         }
+    }
+
+    /// A counter that begins with so many units.
+    ///
+    /// # Errors
+    ///
+    /// `is_out_of_range` if they are more than 2,147,483,647.
+    #[cfg(not(loom))]
+    pub fn try_new(units: u32) -> Result<Self, Error> {
+        if units > MAX {
+            let (value, limit) = (units.into(), MAX.into());
+            return Err(Kind::Argument { what: "the number of units", value, limit }.into());
+        }
+        Ok(Self::new(units))
     }
 
     /// Adds `units` and wakes as many that wait. Never blocks.
@@ -68,6 +85,7 @@ impl Signal {
     ///
     /// [`LockError::TooMany`] if there would be more than 2,147,483,647; then none is added.
     pub fn post(&self, units: u32) -> Result<(), LockError<()>> {
+        must_be_reachable(self);
         // SYNC signal: whatever was done before is seen by whoever takes the unit; pairs with `take`. SeqCst: before the look
         // for sleepers.
         let release = ordering("signal.post", Ordering::SeqCst);

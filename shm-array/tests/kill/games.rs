@@ -5,11 +5,15 @@
 //! * Two numbers under the lock are equal, unless there was a warning.
 //! * Nobody writes beside a reader. There are as many slots as permits, so whoever has a permit finds a slot that is free or
 //!   belongs to somebody who was to be killed.
+//! * A barrier lets nobody pass who has not met somebody, and goes on passing rounds.
 //! * Whoever waits for a change is told of it, also when the one that was told first is killed.
 
 use crate::Dice;
 use serde::{Deserialize, Serialize};
-use shm_array::{Condvar, LockError, Mutex, MutexGuard, RwLock, Semaphore, Shared, ShmSafe};
+use shm_array::{
+    Barrier, BarrierError, Condvar, LockError, Mutex, MutexGuard, ReentrantMutex, RwLock, Semaphore, Shared,
+    ShmSafe,
+};
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,6 +21,8 @@ use std::time::Duration;
 /// Players at a time.
 pub(crate) const SEATS: usize = 4;
 pub(crate) const PERMITS: usize = 2;
+/// Parties of a barrier, fewer than there are players.
+pub(crate) const PARTIES: usize = 2;
 /// Items that there is room for.
 const ROOM: u64 = 2;
 /// How long players wait who are not in earnest.
@@ -25,13 +31,18 @@ const SHORTLY: Duration = Duration::from_millis(1);
 /// Two numbers that are equal whenever nobody is inside.
 pub(crate) type Pair = [u64; 2];
 
+/// The same for a lock that lends them by shared reference.
+pub(crate) type Words = [AtomicU64; 2];
+
 /// What is played.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Game {
     Mutex(Shared<Mutex<Pair>>),
+    Reentrant(Shared<ReentrantMutex<Words>>),
     RwLock(Shared<RwLock<Pair>>),
     Semaphore(Shared<Semaphore<PERMITS>>),
     Condvar(Store),
+    Barrier(Shared<Barrier<PARTIES>>),
 }
 
 /// A store of items, of which only the number is kept, twice.
@@ -77,6 +88,9 @@ pub(crate) struct Table {
     reading: [AtomicU64; SEATS],
     /// The tags of those who have a permit, each with a stamp of its own in the upper bits.
     slots: [AtomicU64; PERMITS],
+    /// How often somebody came to the barrier, and how many rounds had a leader.
+    arrivals: AtomicU64,
+    rounds: AtomicU64,
 }
 
 // SAFETY: `repr(C)`, 64-bit atomics only.
@@ -196,10 +210,12 @@ impl Game {
     pub(crate) fn play(&self, table: &Table, me: Player, dice: &mut Dice) {
         match self {
             Self::Mutex(lock) => play_mutex(lock, table, me, dice),
+            Self::Reentrant(lock) => play_reentrant(lock, table, me, dice),
             Self::RwLock(lock) if dice.below(3) == 0 => play_writer(lock, table, me, dice),
             Self::RwLock(lock) => play_reader(lock, table, me, dice),
             Self::Semaphore(semaphore) => play_semaphore(semaphore, table, me, dice),
             Self::Condvar(store) => store.play(table, me, dice),
+            Self::Barrier(barrier) => play_barrier(barrier, table, me, dice),
         }
     }
 }
@@ -227,6 +243,45 @@ fn play_mutex(lock: &Mutex<Pair>, table: &Table, me: Player, dice: &mut Dice) {
     step(&mut guard, dice);
     table.leave_alone(me);
     drop(guard);
+    table.count();
+}
+
+/// Two guards deep. Whoever is outside looks whether it is taken for the holder: every process numbers its threads alike.
+pub(crate) fn play_reentrant(lock: &ReentrantMutex<Words>, table: &Table, me: Player, dice: &mut Dice) {
+    for _ in 0..dice.below(100) {
+        assert!(!lock.is_held_by_this_thread(), "{me:?} does not hold the lock: {lock:?}");
+    }
+    let locked = match dice.below(8) {
+        0 => lock.try_lock(),
+        1 => lock.lock_timeout(SHORTLY),
+        _ => lock.lock(),
+    };
+    let outer = match locked {
+        Ok(guard) => {
+            table.enter_alone(me, false);
+            guard
+        }
+        Err(LockError::OwnerDied(guard)) => {
+            table.enter_alone(me, true);
+            let mut pair = guard.each_ref().map(|word| word.load(Ordering::Relaxed));
+            repair(&mut pair);
+            guard[1].store(pair[1], Ordering::Relaxed);
+            guard.mark_consistent();
+            guard
+        }
+        Err(LockError::TimedOut | LockError::WouldBlock) => return,
+        Err(error) => panic!("{error}"),
+    };
+    let inner = lock.lock().expect("it has it");
+    let before = inner.each_ref().map(|word| word.load(Ordering::Relaxed));
+    assert_eq!(before[0], before[1], "torn without a warning");
+    for word in &*inner {
+        word.store(before[0] + 1, Ordering::Relaxed);
+        work(dice);
+    }
+    drop(inner);
+    table.leave_alone(me);
+    drop(outer);
     table.count();
 }
 
@@ -295,6 +350,21 @@ fn play_semaphore(semaphore: &Semaphore<PERMITS>, table: &Table, me: Player, dic
     let _ = slot.compare_exchange(mine, 0, Ordering::SeqCst, Ordering::SeqCst);
     drop(permit);
     table.count();
+}
+
+fn play_barrier(barrier: &Barrier<PARTIES>, table: &Table, me: Player, dice: &mut Dice) {
+    table.arrivals.fetch_add(1, Ordering::SeqCst);
+    match barrier.wait_timeout(Duration::from_millis(1 + dice.below(20))) {
+        Ok(round) => {
+            let rounds = table.rounds.fetch_add(u64::from(round.is_leader()), Ordering::SeqCst);
+            let needed = (rounds + u64::from(round.is_leader())) * PARTIES as u64;
+            assert!(table.arrivals.load(Ordering::SeqCst) >= needed, "{me:?} passes alone: {table:x?}");
+            table.count();
+        }
+        Err(BarrierError::Broken | BarrierError::TimedOut) => barrier.reset(),
+        Err(error) => panic!("{error}"),
+    }
+    work(dice);
 }
 
 type Items<'a> = MutexGuard<'a, Pair>;

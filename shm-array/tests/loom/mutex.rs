@@ -4,7 +4,8 @@ use crate::{Control, RACE, models};
 use loom::thread::{JoinHandle, spawn};
 use shm_array::{LockError, Mutex, MutexGuard, ReentrantMutex};
 use shm_core::owner::model::{die, enter};
-use shm_core::sync::Arc;
+use shm_core::sync::Ordering::Relaxed;
+use shm_core::sync::{Arc, AtomicU32};
 use std::cell::Cell;
 use std::time::Instant;
 
@@ -203,6 +204,36 @@ fn a_reentrant_mutex_excludes_other_threads() {
     assert_eq!(mutex.lock().unwrap().get(), 2);
 }
 
+/// Processes number their threads alike.
+fn after_a_death_one_thread_is_inside_a_reentrant_mutex() {
+    let mutex = Arc::new(ReentrantMutex::new(AtomicU32::new(0)));
+    let with_mutex = |body: fn(&ReentrantMutex<AtomicU32>)| {
+        let mutex = mutex.clone();
+        spawn(move || body(&mutex))
+    };
+    let dying = with_mutex(|m| {
+        enter(1);
+        std::mem::forget(m.lock().unwrap());
+        die();
+    });
+    dying.join().unwrap();
+    let go_in = |m: &ReentrantMutex<AtomicU32>| {
+        enter(2);
+        let (Ok(guard) | Err(LockError::OwnerDied(guard))) = m.lock() else { panic!("repaired by both") };
+        assert!(m.is_held_by_this_thread());
+        assert_eq!(guard.fetch_add(1, Relaxed), 0, "two are inside");
+        guard.fetch_sub(1, Relaxed);
+        guard.mark_consistent();
+    };
+    // This is the first thread of its process from here on, as the dead one was of its own.
+    enter(2);
+    assert!(!mutex.is_held_by_this_thread());
+    let other = with_mutex(go_in);
+    assert!(!mutex.is_held_by_this_thread(), "the other one has it");
+    go_in(&mutex);
+    other.join().unwrap();
+}
+
 models! {
     two_threads_exclude_each_other
     three_threads_lose_no_wake_up
@@ -214,4 +245,5 @@ models! {
     giving_up_wakes_every_sleeper
     one_of_two_renews
     a_reentrant_mutex_excludes_other_threads
+    after_a_death_one_thread_is_inside_a_reentrant_mutex
 }

@@ -44,7 +44,7 @@ fn one_of_two_makes_it() {
 
 fn whoever_waits_is_woken() {
     let lock = Lock::default();
-    let others = [(); 2].map(|()| with_lock(&lock, |lock| assert_eq!(*lock.wait(), 7)));
+    let others = [(); 2].map(|()| with_lock(&lock, |lock| assert_eq!(*lock.wait().unwrap(), 7)));
     lock.set(7).unwrap();
     for other in others {
         other.join().unwrap();
@@ -74,6 +74,19 @@ fn after_a_death_the_next_one_makes_it() {
     dying.join().unwrap();
 }
 
+/// Nobody waits for the dead: the waiter is told, or there was nothing to wait for yet and the heir makes it.
+fn whoever_waits_learns_of_the_death() {
+    let lock = Lock::default();
+    let dying = with_lock(&lock, |lock| {
+        enter(1);
+        assert!(lock.abandon(1));
+        die();
+    });
+    enter(2);
+    assert!(lock.wait().unwrap_err().is_owner_died());
+    dying.join().unwrap();
+}
+
 fn one_of_two_heirs_makes_it() {
     let lock = Lock::default();
     let dying = with_lock(&lock, |lock| {
@@ -98,5 +111,6 @@ models! {
     whoever_waits_is_woken
     after_a_failure_the_next_one_makes_it
     after_a_death_the_next_one_makes_it
+    whoever_waits_learns_of_the_death
     one_of_two_heirs_makes_it
 }

@@ -159,13 +159,13 @@ fn a_writer_that_dies_before_its_turn_was_never_there() {
             die();
         }
     });
+    dying.join().unwrap();
     let other = with_lock(&lock, |lock| {
         enter(2);
         assert!(*lock.read().unwrap() <= 1);
     });
     enter(3);
     assert!(!add(&lock, 1));
-    dying.join().unwrap();
     other.join().unwrap();
     assert_eq!(*lock.read().unwrap(), 1);
 }

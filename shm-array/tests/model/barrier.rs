@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! arrive    a cell that was not taken in this round -> (round, me); not while parties still leave the round before
-//! wait      all cells taken in the round, by the living -> PASSED (or leader, and then PASSED); sleep otherwise
+//! wait      all cells taken in the round, by the living -> PASSED (or leader, and then PASSED); sleep otherwise.
+//!           Looks for that on arrival and before each sleep
 //!           a party of the round is dead, or the leader is -> BROKEN
 //! leave     free the cell; the last one begins the next round. Newcomers free the cells of those who died leaving
 //! ```
@@ -11,9 +12,13 @@
 //! parties that were counted in a round all pass, or none; one of them leads; nothing breaks unless somebody died, gave up
 //! or reset; and survivors are never stuck, except where fewer than a round needs are left.
 
+#[path = "barrier/state.rs"]
+mod state;
+
 use crate::explore::{Model, Moves};
 use crate::line::Line;
 use crate::seats::{MAX, Seats, Token};
+use state::*;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Control {
@@ -25,6 +30,8 @@ pub(crate) enum Control {
     GenerationIgnored,
     /// A newcomer asks about the leader only: the parties may all be dead.
     NewcomersDoNotAsk,
+    /// Whoever was not counted breaks a round that is complete when its time is up.
+    BreaksTheLeader,
     /// Nobody frees the cells of those who died leaving.
     NoForgetting,
     /// Whether a cell's round is over is judged by the state as it was before the cell was looked at.
@@ -39,6 +46,7 @@ pub(crate) enum Control {
     WakesOne,
 }
 
+#[derive(Default)]
 pub(crate) struct Barrier {
     pub(crate) parties: usize,
     pub(crate) processes: usize,
@@ -52,215 +60,6 @@ pub(crate) struct Barrier {
     /// One of the parties runs an action when all are there.
     pub(crate) acts: bool,
     pub(crate) control: Option<Control>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(crate) struct State {
-    word: Word,
-    cells: [Cell; MAX],
-    line: Line,
-    seats: Seats,
-    processes: [Process; MAX],
-    round: Round,
-    /// Somebody died, gave up or reset.
-    may_break: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-struct Word {
-    round: u8,
-    phase: Phase,
-    field: Field,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-enum Phase {
-    Filling,
-    Passed,
-    Reset,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-enum Field {
-    Nothing,
-    Broken,
-    Leader(Token),
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-struct Cell {
-    round: u8,
-    owner: Option<Token>,
-}
-
-/// What came of the present round, for the checks: parties that passed, and that died before they knew.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-struct Round {
-    passed: u8,
-    died: u8,
-    has_failed: bool,
-    has_leader: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-struct Process {
-    rounds: u8,
-    /// The round and the cell in which it waits.
-    ticket: Option<(u8, u8)>,
-    /// It knows how its round ended.
-    knows: bool,
-    /// Somebody saw it among those who have all come.
-    is_counted: bool,
-    /// A party of the round was dead before it began to count.
-    saw_dead: bool,
-    at: At,
-}
-
-/// The three attempts of a waiting call: before it arms, armed, and after it looked around.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-enum Attempt {
-    First,
-    Armed,
-    Last,
-}
-
-/// What a call comes to.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-enum End {
-    Passed,
-    Broken,
-    TimedOut,
-    TooLate,
-}
-
-/// Why the cells of the dead are freed.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-enum Forget {
-    ToArrive,
-    ToReset,
-}
-
-/// What follows a change of the state and the wake-ups.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-enum Then {
-    Arrive(Attempt),
-    ArriveFailed(Attempt),
-    WaitFailed(Attempt),
-    LookAtParties,
-    HasLooked,
-    Forget(Forget),
-    Act,
-    Leave(End),
-    Left(End),
-    Return(End),
-    Away,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-enum At {
-    Outside,
-    Arrive(Attempt),
-    /// Looks for a cell from this one on.
-    Take {
-        from: u8,
-        round: u8,
-        attempt: Attempt,
-    },
-    /// Begins the next round if every cell from this one on is free.
-    BeginNext {
-        from: u8,
-        seen: Option<Word>,
-        then: Then,
-        failed: Then,
-    },
-    ArmToArrive,
-    /// A newcomer frees the cells of the dead.
-    Forget(Forget),
-    ForgetDead {
-        from: u8,
-        before: Option<Word>,
-        why: Forget,
-    },
-    LookAtRound {
-        from: u8,
-        dead: Cell,
-        before: Option<Word>,
-        why: Forget,
-    },
-    Free {
-        from: u8,
-        dead: Cell,
-        before: Option<Word>,
-        why: Forget,
-    },
-    SleepToArrive,
-    Wait(Attempt),
-    /// Counts those who have arrived, from this cell on; then asks about each, from this one on.
-    Count {
-        from: u8,
-        seen: Word,
-        attempt: Attempt,
-    },
-    Ask {
-        from: u8,
-        seen: Word,
-        attempt: Attempt,
-    },
-    Swap {
-        from: Word,
-        to: Word,
-        then: Then,
-        failed: Then,
-    },
-    ArmToPass,
-    /// Breaks a round whose leader, or any of whose parties, is dead.
-    LookAround,
-    LookAtParties,
-    AskAround {
-        from: u8,
-        seen: Word,
-    },
-    HasLooked,
-    SleepToPass,
-    GiveUp,
-    Act,
-    Leave(End),
-    Left(End),
-    Abort(End),
-    Reset,
-    Notify(Then),
-    Wake(Then),
-}
-
-const OUTSIDE: Process =
-    Process { rounds: 0, ticket: None, knows: false, is_counted: false, saw_dead: false, at: At::Outside };
-const NO_RESULT: Round = Round { passed: 0, died: 0, has_failed: false, has_leader: false };
-
-impl Word {
-    fn is_draining(self) -> bool {
-        self.phase != Phase::Filling
-    }
-
-    fn broken(self) -> Self {
-        Self { field: Field::Broken, ..self }
-    }
-
-    fn passed(self) -> Self {
-        Self { phase: Phase::Passed, field: Field::Nothing, ..self }
-    }
-
-    fn reset(self) -> Self {
-        match self.phase {
-            Phase::Filling => Self { phase: Phase::Reset, field: Field::Nothing, ..self },
-            _ if self.field == Field::Broken => Self { field: Field::Nothing, ..self },
-            _ => self,
-        }
-    }
-
-    fn next(self) -> Self {
-        let field = if self.field == Field::Broken { Field::Broken } else { Field::Nothing };
-        Self { round: self.round + 1, phase: Phase::Filling, field }
-    }
 }
 
 impl Barrier {
@@ -439,6 +238,8 @@ impl Barrier {
                 (_, Phase::Filling) => match word.field {
                     Field::Broken => return self.learn(next, me, End::Broken, moves),
                     Field::Leader(_) => Self::go_on(Then::WaitFailed(attempt)),
+                    // Whoever polls leaves it to the last one that came.
+                    Field::Nothing if attempt == Attempt::Armed => Self::go_on(Then::WaitFailed(attempt)),
                     Field::Nothing => {
                         let dead = |cell: &Cell| cell.owner.is_some_and(|owner| state.seats.is_dead(owner));
                         let in_round = |cell: &&Cell| cell.round == word.round;
@@ -576,9 +377,14 @@ impl Barrier {
             At::Left(end) if !word.is_draining() => At::Notify(Then::Return(end)),
             At::Left(end) => return self.end(next, me, end, moves),
             At::Abort(end) => {
-                next.may_break = true;
                 let then = if process.ticket.is_some() { Then::Leave(end) } else { Then::Return(end) };
-                return self.swap(next, me, word.broken(), then, moves);
+                // The round of a leader is complete without this party.
+                let to = match word.field {
+                    Field::Leader(_) if !self.is(Control::BreaksTheLeader) => word,
+                    _ => word.broken(),
+                };
+                next.may_break |= !matches!(word.field, Field::Leader(_));
+                return self.swap(next, me, to, then, moves);
             }
             At::Reset => {
                 next.may_break = true;

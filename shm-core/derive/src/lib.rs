@@ -134,17 +134,17 @@ fn expand(mut input: DeriveInput) -> Result<Tokens> {
                     !::core::mem::needs_drop::<Self>(),
                     ::core::concat!("`", #text, "` has a destructor, which nobody runs in memory that processes share"),
                 );
-                let hash = #shm_core::portable::layout_of::<Self>(#text);
-                #( let hash = #shm_core::portable::mix(hash, #parameters); )*
+                let __hash = #shm_core::portable::layout_of::<Self>(#text);
+                #( let __hash = #shm_core::portable::mix(__hash, #parameters); )*
                 #( #steps )*
-                hash
+                __hash
             };
         }
         #now
     })
 }
 
-/// Mixes one field into `hash`.
+/// Mixes one field into `__hash`: a name that no parameter of the struct has.
 fn step(index: usize, field: &Field, shm_core: &Path) -> Tokens {
     let member = match &field.ident {
         Some(name) => name.to_token_stream(),
@@ -154,9 +154,9 @@ fn step(index: usize, field: &Field, shm_core: &Path) -> Tokens {
     // The span is the field's, so that an error about the bound points there.
     let layout = quote_spanned!(ty.span()=> <#ty as #shm_core::ShmSafe>::LAYOUT);
     quote! {
-        let hash = #shm_core::portable::mix(hash, #shm_core::portable::layout_of::<#ty>(#text));
-        let hash = #shm_core::portable::mix(hash, ::core::mem::offset_of!(Self, #member) as u64);
-        let hash = #shm_core::portable::mix(hash, #layout);
+        let __hash = #shm_core::portable::mix(__hash, #shm_core::portable::layout_of::<#ty>(#text));
+        let __hash = #shm_core::portable::mix(__hash, ::core::mem::offset_of!(Self, #member) as u64);
+        let __hash = #shm_core::portable::mix(__hash, #layout);
     }
 }
 

@@ -26,23 +26,25 @@ enum Visit {
 }
 
 pub(super) fn fetch(claim: &Claim) -> Result<Vec<OwnedFd>, FetchError> {
+    // One for both visits. A deadline beyond the end of time never comes.
+    let deadline = Instant::now().checked_add(FETCH_TIMEOUT);
     // After an end of the process, the second visit finds nobody.
     for _ in 0..2 {
-        if let Visit::Fetched(descriptors) = visit(claim)? {
+        if let Visit::Fetched(descriptors) = visit(claim, deadline)? {
             return Ok(descriptors);
         }
     }
     Err(FetchError::Silent(FETCH_TIMEOUT))
 }
 
-fn visit(claim: &Claim) -> Result<Visit, FetchError> {
-    let start = Instant::now();
-    let deadline = start.checked_add(FETCH_TIMEOUT);
-    let line = call(claim, start)?;
+fn visit(claim: &Claim, deadline: Option<Instant>) -> Result<Visit, FetchError> {
+    let line = call(claim, deadline)?;
     let peer = sockopt::socket_peercred(&line)
         .map_err(|e| system("asking for the user of the process that sent handles")(e.into()))?;
-    // The other side refuses whoever is neither of its user nor root.
-    if peer.uid.as_raw() != me() && me() != ROOT {
+    // The other side refuses whoever is neither of its user nor root. And anybody can listen under the name of a broker
+    // that has ended: root takes from the depositor's user only, and tells nobody else the key.
+    let user = peer.uid.as_raw();
+    if user != me() && (me() != ROOT || user != claim.user) {
         return Err(FetchError::Stranger);
     }
     if let Err(error) = socket::send(line.as_fd(), &Request::new(claim.key).to_bytes(), &[], deadline) {
@@ -71,7 +73,7 @@ fn visit(claim: &Claim) -> Result<Visit, FetchError> {
 }
 
 /// Connects to the broker.
-fn call(claim: &Claim, start: Instant) -> Result<OwnedFd, FetchError> {
+fn call(claim: &Claim, deadline: Option<Instant>) -> Result<OwnedFd, FetchError> {
     let calling = "calling the process that sent handles";
     let address = name(&claim.address).map_err(system(calling))?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -81,7 +83,7 @@ fn call(claim: &Claim, start: Instant) -> Result<OwnedFd, FetchError> {
         match connect(&line, &address) {
             Ok(()) => return Ok(line),
             Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) if start.elapsed() >= FETCH_TIMEOUT => {
+            Err(Errno::AGAIN) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
                 return Err(FetchError::Silent(FETCH_TIMEOUT));
             }
             Err(Errno::AGAIN) => std::thread::sleep(QUEUE),

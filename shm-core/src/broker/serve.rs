@@ -92,6 +92,8 @@ impl Status {
 pub(super) struct Broker {
     pub(super) address: Address,
     pub(super) namespace: u32,
+    /// As visitors see it: the kernel notes it when the socket starts to listen.
+    pub(super) user: u32,
     pub(super) table: Table<Vec<OwnedFd>, Keeper, OwnedFd>,
     /// Closed in a forked child at once.
     sockets: Option<Sockets>,
@@ -130,8 +132,8 @@ impl Broker {
         let (door, ring) = unsafe { (lasting(&listener), lasting(&bell)) };
         spawn(move || run(door, ring))?;
         let sockets = Some(Sockets { _listener: listener, bell });
-        let (namespace, stamp) = (namespace(), ForkStamp::now());
-        Ok(Self { address, namespace, table: Table::new(), sockets, awake: false, stamp })
+        let (namespace, user, stamp) = (namespace(), me(), ForkStamp::now());
+        Ok(Self { address, namespace, user, table: Table::new(), sockets, awake: false, stamp })
     }
 }
 
@@ -292,11 +294,13 @@ fn listen_to(visitor: u64, line: BorrowedFd<'static>) {
     let said = &heard[..len];
     if said == ACKNOWLEDGED {
         let theirs = with_running(|broker| broker.table.acknowledge(visitor));
-        if let Some((descriptors, line)) = theirs {
-            // Our copies first: the end of the line tells that they are closed.
+        if let Some((given, line)) = theirs {
+            // Our copies first: the end of the line tells that they are closed. The keeper last: it is somebody else's code.
+            let (descriptors, keeper) = given.unzip();
             drop(descriptors);
             crash_point!("broker.gave");
             drop(line);
+            drop(keeper);
         }
     } else if Request::of(said).is_none_or(|request| !serve(visitor, &request)) {
         drop(with_running(|broker| broker.table.end(visitor)));

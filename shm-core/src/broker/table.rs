@@ -50,6 +50,10 @@ struct Visitor<L> {
     lent: Option<Key>,
 }
 
+/// What leaves the books: the goods, and the keeper that was to look after them. Neither is dropped in here: whoever has
+/// the books locked drops them afterwards.
+type Removed<G, K> = (G, Option<K>);
+
 /// What a visitor gets for what it said.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Reply<'t, G, L> {
@@ -87,10 +91,10 @@ impl<G, K: Clone, L> Table<G, K, L> {
         self.deposits.get(key).map(|deposit| &deposit.goods)
     }
 
-    /// The depositor gives up: returns what nobody will fetch. Nothing if it had left the deposit here.
+    /// The depositor gives up: returns what nobody will fetch. Nothing if it had left the deposit here with a keeper.
     pub(super) fn withdraw(&mut self, key: &Key) -> Option<G> {
         let pending = self.deposits.get(key).is_some_and(|deposit| deposit.keeper.is_none());
-        if pending { self.remove(key) } else { None }
+        if pending { self.remove(key).map(|(goods, _)| goods) } else { None }
     }
 
     /// The depositor leaves the deposit here, until it is fetched or `keeper` says that nobody will. Returns the keeper
@@ -103,7 +107,7 @@ impl<G, K: Clone, L> Table<G, K, L> {
     }
 
     /// Gives a deposit away at once, without a visitor. Nothing if it is not there or lent.
-    pub(super) fn take(&mut self, key: &Key) -> Option<G> {
+    pub(super) fn take(&mut self, key: &Key) -> Option<Removed<G, K>> {
         let here = self.deposits.get(key).is_some_and(|deposit| !deposit.lent);
         if here { self.remove(key) } else { None }
     }
@@ -114,10 +118,10 @@ impl<G, K: Clone, L> Table<G, K, L> {
         left.filter_map(|(key, deposit)| Some((*key, deposit.keeper.clone()?))).collect()
     }
 
-    fn remove(&mut self, key: &Key) -> Option<G> {
+    fn remove(&mut self, key: &Key) -> Option<Removed<G, K>> {
         let deposit = self.deposits.remove(key)?;
         self.pieces = self.pieces.saturating_sub(deposit.pieces);
-        Some(deposit.goods)
+        Some((deposit.goods, deposit.keeper))
     }
 
     /// Whether one more visitor may come in.
@@ -154,12 +158,12 @@ impl<G, K: Clone, L> Table<G, K, L> {
     }
 
     /// A visitor says that what it was lent has arrived, and goes. Returns what is its now, and its line.
-    pub(super) fn acknowledge(&mut self, visitor: u64) -> (Option<G>, Option<L>) {
+    pub(super) fn acknowledge(&mut self, visitor: u64) -> (Option<Removed<G, K>>, Option<L>) {
         let Some(visit) = self.visitors.remove(&visitor) else {
             return (None, None);
         };
-        let goods = visit.lent.and_then(|key| self.remove(&key));
-        (goods, Some(visit.line))
+        let given = visit.lent.and_then(|key| self.remove(&key));
+        (given, Some(visit.line))
     }
 
     /// A visitor goes, or is sent away, without having said so. Returns its line.
@@ -222,7 +226,7 @@ mod tests {
         let mut table = example();
         assert_eq!(table.ask(0, &KEY), Reply::Lend(&70, &5));
         assert_eq!(table.pieces(), 3);
-        assert_eq!(table.acknowledge(0), (Some(5), Some(70)));
+        assert_eq!(table.acknowledge(0), (Some((5, Some(9))), Some(70)));
         assert_eq!((table.pieces(), table.is_empty()), (0, true));
         assert_eq!(table.ask(1, &KEY), Reply::Unknown(&71));
     }
@@ -269,7 +273,7 @@ mod tests {
     fn what_was_fetched_before_it_was_left_needs_no_keeper() {
         let mut table = Numbers::new();
         table.deposit(KEY, 5, 3);
-        assert_eq!(table.take(&KEY), Some(5));
+        assert_eq!(table.take(&KEY), Some((5, None)));
         assert_eq!(table.leave(&KEY, 9), Some(9));
         assert!(table.is_empty());
     }

@@ -97,8 +97,10 @@ struct Page {
 static BLANK: Page = Page { generation: AtomicU64::new(0), attachments: AtomicU64::new(0) };
 /// The page, once it is mapped.
 static PAGE: AtomicPtr<Page> = AtomicPtr::new((&raw const BLANK).cast_mut());
+/// The number of the process that maps the page; its children get others.
+const FIRST: u64 = 1;
 /// The last number given out; copied into children.
-static LAST: AtomicU64 = AtomicU64::new(1);
+static LAST: AtomicU64 = AtomicU64::new(FIRST);
 /// The attachment count that was last given out; copied into children.
 static LAST_ATTACHMENTS: AtomicU64 = AtomicU64::new(1);
 
@@ -131,6 +133,14 @@ fn known_page() -> &'static Page {
     unsafe { &*PAGE.load(Ordering::Acquire) }
 }
 
+/// Whether everything that this process has attached to, it has attached to itself: it is the first one of its line that
+/// attached to anything. `false` in a child that was forked from such a process. Two loads: may be asked in a signal handler.
+#[inline]
+pub fn is_first() -> bool {
+    let page = known_page();
+    std::ptr::eq(page, &raw const BLANK) || page.generation.load(Ordering::Relaxed) == FIRST
+}
+
 /// A number that changes whenever this process attaches or detaches, and is 0 in a new child and before the first
 /// attachment: what was found out about addresses is valid while it stays. Two loads.
 #[inline(always)]
@@ -154,24 +164,44 @@ pub(crate) fn step_attachments() {
     page().attachments.store(next, Ordering::Relaxed);
 }
 
-/// The page, mapped at the first call.
+/// The page, mapped before `main` or at the first call.
 fn page() -> &'static Page {
-    static MAPPED: OnceLock<usize> = OnceLock::new();
-    let address = *MAPPED.get_or_init(|| {
-        let (flags, rights) = (MapFlags::PRIVATE, ProtFlags::READ | ProtFlags::WRITE);
-        // SAFETY: a new anonymous mapping, at an address of the kernel's choice; never unmapped.
-        let base = unsafe { mmap_anonymous(std::ptr::null_mut(), 4096, rights, flags) };
-        let base = base.expect("one anonymous page can be mapped");
-        // SAFETY: the page mapped above.
-        unsafe { madvise(base, 4096, Advice::LinuxWipeOnFork) }
-            .expect("Linux 4.14 and later wipe pages on fork");
-        // SAFETY: freshly mapped and zero, page-aligned, never unmapped.
-        unsafe { &*base.cast::<Page>() }.generation.store(1, Ordering::Relaxed);
-        PAGE.store(base.cast(), Ordering::Release);
-        base.expose_provenance()
-    });
-    // SAFETY: mapped for ever, aligned, accessed as atomics only.
-    unsafe { &*std::ptr::with_exposed_provenance::<Page>(address) }
+    match known_page() {
+        page if std::ptr::eq(page, &BLANK) => first_page(),
+        page => page,
+    }
+}
+
+#[cold]
+fn first_page() -> &'static Page {
+    let page =
+        map_page().expect("Linux 4.14 and later have pages that are wiped on fork, and one can be mapped");
+    let blank = (&raw const BLANK).cast_mut();
+    match PAGE.compare_exchange(blank, page, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => {}
+        // Another thread was first.
+        // SAFETY: mapped just now, and nobody else knows of it.
+        Err(_) => drop(unsafe { rustix::mm::munmap(page.cast(), PAGE_LEN) }),
+    }
+    known_page()
+}
+
+const PAGE_LEN: usize = 4096;
+
+/// A page for one process, whose generation is 1.
+fn map_page() -> rustix::io::Result<*mut Page> {
+    let (flags, rights) = (MapFlags::PRIVATE, ProtFlags::READ | ProtFlags::WRITE);
+    // SAFETY: a new anonymous mapping, at an address of the kernel's choice.
+    let base = unsafe { mmap_anonymous(std::ptr::null_mut(), PAGE_LEN, rights, flags) }?;
+    // SAFETY: the page mapped above.
+    if let Err(error) = unsafe { madvise(base, PAGE_LEN, Advice::LinuxWipeOnFork) } {
+        // SAFETY: as above, and nobody knows of it.
+        let _ = unsafe { rustix::mm::munmap(base, PAGE_LEN) };
+        return Err(error);
+    }
+    // SAFETY: freshly mapped and zero, page-aligned.
+    unsafe { &*base.cast::<Page>() }.generation.store(FIRST, Ordering::Relaxed);
+    Ok(base.cast())
 }
 
 #[allow(clippy::disallowed_types, reason = "see the import")]
@@ -209,16 +239,38 @@ impl Drop for Window {
 ///
 /// For what a forked child must find whole: tables of this process that are locked only inside of it are never
 /// inherited locked. Hold it for system calls at most. Blocks for other holders and for a fork in progress.
+///
+/// # Across processes
+///
+/// The handlers are registered before `main`. Not so in a library that is loaded while the program runs (`dlopen`): a
+/// `fork` of another thread that is in progress meanwhile does not know them yet, and its child must not use this crate.
 pub fn window() -> Window {
-    static REGISTERED: OnceLock<()> = OnceLock::new();
-    REGISTERED.get_or_init(|| {
-        // SAFETY: the handlers are functions of this image, which is never unloaded while it runs. In the child they
-        // make system calls and unlock a futex mutex.
-        let result = unsafe { libc::pthread_atfork(Some(before_fork), Some(in_parent), Some(in_child)) };
-        assert_eq!(result, 0, "pthread_atfork fails only without memory");
-    });
+    register().expect("pthread_atfork fails only without memory");
     enter_window();
     Window(std::marker::PhantomData)
+}
+
+/// Maps the page and registers the handlers, if that is still to be done.
+#[cfg(not(miri))]
+pub(super) fn prepare() -> Result<(), i32> {
+    if std::ptr::eq(known_page(), &BLANK) {
+        let page = map_page().map_err(|error| error.raw_os_error())?;
+        PAGE.store(page, Ordering::Release);
+    }
+    register()
+}
+
+/// Registers the handlers once. Fails with the number of the system's error.
+fn register() -> Result<(), i32> {
+    static REGISTERED: OnceLock<Result<(), i32>> = OnceLock::new();
+    *REGISTERED.get_or_init(|| {
+        // SAFETY: the handlers are functions of this image, which is never unloaded while it runs. In the child they
+        // make system calls and unlock a futex mutex.
+        match unsafe { libc::pthread_atfork(Some(before_fork), Some(in_parent), Some(in_child)) } {
+            0 => Ok(()),
+            error => Err(error),
+        }
+    })
 }
 
 fn enter_window() {

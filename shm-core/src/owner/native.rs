@@ -48,7 +48,8 @@ impl Owner {
     ///
     /// # Errors
     ///
-    /// [`Forked`] if that is not possible.
+    /// [`Forked`] if that is not possible, for whatever reason: out of descriptors, or of participant indices, too. The
+    /// next call tries again.
     #[inline(always)]
     pub fn here<T>(place: *const T) -> Result<Self, Forked> {
         let address = place.addr();

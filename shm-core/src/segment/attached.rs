@@ -15,7 +15,7 @@ static ATTACHED: Mutex<Option<Attached>> = Mutex::new(None);
 #[derive(Default)]
 struct Attached {
     by_key: HashMap<Key, Weak<Segment>>,
-    /// By first address: the address behind the last one, and whose it is.
+    /// By first address: the address behind the last one, and whose it is. Ranges do not overlap.
     by_address: BTreeMap<usize, (usize, Weak<Segment>)>,
 }
 
@@ -42,6 +42,11 @@ pub(super) fn publish(ours: Segment, is_same: impl Fn(&Segment) -> bool) -> Arc<
         if first.is_none() || first.as_ref().is_some_and(|first| !is_same(first)) {
             attached.by_key.insert(ours.key, Arc::downgrade(&ours));
             let Range { start, end } = ours.addresses();
+            // What was there has left a hole, in a child whose fork skipped the handlers.
+            let overlapping = attached.by_address.range(..end).rev().take_while(|(_, (end, _))| *end > start);
+            for gone in overlapping.map(|(&start, _)| start).collect::<Vec<_>>() {
+                attached.by_address.remove(&gone);
+            }
             attached.by_address.insert(start, (end, Arc::downgrade(&ours)));
             fork::step_attachments();
         }
@@ -81,8 +86,16 @@ pub(crate) struct Neighbourhood {
     pub(crate) addresses: Range<usize>,
 }
 
-/// Finds out whose memory `address` lies in.
+/// Finds out whose memory `address` lies in. Where a child has inherited an attachment without its place, whatever
+/// is there now is not the segment's.
 pub(crate) fn neighbourhood(address: usize) -> Neighbourhood {
+    let Neighbourhood { segment, addresses } = entered(address);
+    // Outside of the table: it may be the last handle.
+    Neighbourhood { segment: segment.filter(|segment| segment.has_place()), addresses }
+}
+
+/// What the table says about an address.
+fn entered(address: usize) -> Neighbourhood {
     let window = fork::window();
     let guard = table(&window);
     let Some(attached) = guard.as_ref() else {
@@ -99,8 +112,10 @@ pub(crate) fn neighbourhood(address: usize) -> Neighbourhood {
     Neighbourhood { segment: None, addresses: start..end }
 }
 
-/// Every attachment of this process. The caller holds the window.
+/// Every attachment of this process: by address, because a child that could not use the one that it inherited has
+/// two of a segment. The caller holds the window.
 pub(super) fn all(window: &Window) -> Vec<Arc<Segment>> {
     let guard = table(window);
-    guard.iter().flat_map(|attached| attached.by_key.values()).filter_map(Weak::upgrade).collect()
+    let entries = guard.iter().flat_map(|attached| attached.by_address.values());
+    entries.filter_map(|(_, segment)| segment.upgrade()).collect()
 }

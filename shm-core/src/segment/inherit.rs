@@ -20,7 +20,7 @@
 //! # Forks that skip the handlers
 //!
 //! Raw `clone` and `_Fork`: there are no tokens and no reservation, so attaching again is refused with
-//! [`Forked`](crate::fork::Forked).
+//! [`Forked`](crate::fork::Forked), and what the child maps at the old addresses has nothing to do with the segment.
 
 use super::{LANES, Segment, attached};
 use crate::error::SegmentError;
@@ -104,23 +104,33 @@ impl Segment {
             // Another thread was first.
             return Ok(());
         }
-        let mut inherited = self.inherited.lock();
-        if inherited.is_none() {
-            return Err(Forked.into());
+        // Taken out, so that it is not locked while the callbacks run: they may let go of handles.
+        let mut inherited = self.inherited.lock().take().ok_or(Forked)?;
+        let result = self.attach_inherited();
+        if result.is_err() {
+            inherited.tokens.retain(|(lane, _)| self.held(*lane) > 0);
+            *self.inherited.lock() = Some(inherited);
+            return result;
         }
+        drop(inherited);
+        self.mapping.renew();
+        fork::step_attachments();
+        Ok(())
+    }
+
+    /// Maps, takes an index and counts. On an error the place is reserved as before.
+    fn attach_inherited(&self) -> Result<(), SegmentError> {
         crate::sync::register_asymmetric_fence();
         let own = files::reopen(self.descriptor())
             .map_err(SegmentError::system("opening a segment through /proc"))?;
         self.mapping.map_again(own.as_fd())?;
-        let owner = self.registry().claim(own.as_fd(), |dead| (self.sweep)(self, dead))?;
-        // Relaxed: `renew` below publishes it.
+        let claimed = self.registry().claim(own.as_fd(), |dead| (self.sweep)(self, dead));
+        let owner = claimed.inspect_err(|_| self.mapping.unmap_again())?;
+        // Relaxed: the mapping's `renew` publishes it.
         self.owner.store(owner.bits(), Ordering::Relaxed);
         crate::crash_point!("segment.inherit.attached");
         (self.arrived)(self);
         crate::crash_point!("segment.inherit.arrived");
-        *inherited = None;
-        self.mapping.renew();
-        fork::step_attachments();
         Ok(())
     }
 }

@@ -6,13 +6,13 @@
 //!
 //! A file with a name cannot be sealed. Whoever may write it may truncate it, and then touching it is a `SIGBUS` for
 //! everybody: a named segment trusts the processes of its user that far. That is why [`Segment::attach`], which takes
-//! descriptors from anywhere, refuses it.
+//! descriptors from anywhere, refuses it, and why files of other users are not opened, not even by root.
 
 use super::{Segment, Spec};
 use crate::error::{Kind, SegmentError};
 use crate::named::{self, NamedMemory};
 use crate::sys::files;
-use crate::sys::names;
+use crate::sys::names::{self, Facts};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -64,10 +64,16 @@ impl Segment {
     ///
     /// # Errors
     ///
-    /// As [`Segment::attach`] and [`NamedMemory::open`].
+    /// As [`Segment::attach`] and [`NamedMemory::open`]; `is_foreign` if the file belongs to another user.
     pub fn open_named(name: &str, spec: &Spec) -> Result<Arc<Self>, SegmentError> {
         // Holds it until the participant's lock does.
         let memory = NamedMemory::open(name)?;
+        let facts =
+            Facts::of(memory.descriptor()).map_err(SegmentError::system("looking at shared memory"))?;
+        if !facts.own {
+            let me = rustix::process::geteuid().as_raw();
+            return Err(SegmentError::foreign("its user", facts.user.into(), me.into()));
+        }
         Self::attach_file(memory.descriptor(), memory.len() as u64, spec, Some(memory.copy_name()))
     }
 

@@ -30,6 +30,22 @@ pub(crate) fn commit(fd: impl std::os::fd::AsFd, offset: u64, len: u64) -> io::R
     }
 }
 
+/// Writes all of `bytes`.
+pub(crate) fn write(fd: impl std::os::fd::AsFd, mut offset: u64, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::pwrite(&fd, bytes, offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                bytes = &bytes[written..];
+                offset += written as u64;
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
 /// Gives the memory behind a range back to the system; the range reads as zeros afterwards.
 pub(crate) fn release(fd: impl std::os::fd::AsFd, offset: u64, len: u64) -> io::Result<()> {
     rustix::fs::fallocate(fd, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)?;

@@ -20,7 +20,7 @@ pub(crate) fn futex_wait(word: &AtomicU32, expected: u32, timeout: Option<Durati
     }
 }
 
-/// Sleeps while both words hold what is expected of them; on the first alone where the kernel cannot do both.
+/// Sleeps while both words hold what is expected of them; on the first alone where the kernel cannot do both, or not now.
 pub(crate) fn futex_wait_either(words: [(&AtomicU32, u32); 2], timeout: Option<Duration>) -> Wakeup {
     use crate::sync::{AtomicBool, Ordering};
     use futex::{Wait, WaitFlags, WaitPtr, WaitvFlags};
@@ -49,12 +49,14 @@ pub(crate) fn futex_wait_either(words: [(&AtomicU32, u32); 2], timeout: Option<D
     match futex::waitv(&waits, WaitvFlags::empty(), until.as_ref(), ClockId::Monotonic) {
         Err(Errno::AGAIN) => Wakeup::Changed,
         Err(Errno::TIMEDOUT) => Wakeup::TimedOut,
-        Err(Errno::NOSYS | Errno::PERM) => {
-            MISSING.store(true, Ordering::Relaxed);
+        Ok(_) | Err(Errno::INTR) => Wakeup::Woken,
+        Err(error) => {
+            if matches!(error, Errno::NOSYS | Errno::PERM) {
+                MISSING.store(true, Ordering::Relaxed);
+            }
+            // Also for what may pass, such as a lack of memory: whoever looks again and again shall sleep in between.
             futex_wait(first, expected, timeout)
         }
-        // As in `futex_wait`.
-        Ok(_) | Err(_) => Wakeup::Woken,
     }
 }
 

@@ -40,6 +40,8 @@ pub(crate) struct Facts {
     pub(crate) len: u64,
     /// Whether it has a name, anywhere.
     pub(crate) named: bool,
+    /// Whose it is.
+    pub(crate) user: u32,
     /// A regular file of this user.
     pub(crate) own: bool,
     /// It bears the mark; see [`mark`].
@@ -54,6 +56,7 @@ impl Facts {
             regular,
             len: u64::try_from(stat.st_size).unwrap_or(0),
             named: stat.st_nlink > 0,
+            user: stat.st_uid,
             own: regular && stat.st_uid == rustix::process::geteuid().as_raw(),
             marked: Mode::from_raw_mode(stat.st_mode).contains(MARK),
         }

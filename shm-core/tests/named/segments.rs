@@ -4,6 +4,7 @@ use super::common::Reporter;
 use super::forked::{in_forked_child, returned_true};
 use super::*;
 use shm_core::segment::{Segment, Spec};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 const SPEC: Spec = Spec {
@@ -137,6 +138,20 @@ fn what_is_no_segment_of_this_kind_is_refused() {
         assert!(Segment::open_named(raw.name(), &SPEC).expect_err("no header").is_foreign(), "{len}");
     }
     assert!(Segment::attach(segment.descriptor(), &SPEC).expect_err("not sealed").is_foreign());
+}
+
+#[test]
+fn a_segment_of_another_user_is_refused() {
+    let name = free_name();
+    let segment = create(&name).expect("created");
+    // SAFETY: a descriptor that is open; -1 keeps the group.
+    if unsafe { libc::fchown(segment.descriptor().as_raw_fd(), 65534, u32::MAX) } != 0 {
+        // Only root can give it away, and only root could open it then.
+        return;
+    }
+    let error = Segment::open_named(&name, &SPEC).expect_err("another user's");
+    assert!(error.is_foreign() && error.to_string().contains("its user"), "{error}");
+    segment.unlink().expect("unlinked");
 }
 
 #[test]

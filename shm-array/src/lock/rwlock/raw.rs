@@ -104,8 +104,21 @@ impl Writer {
 #[derive(Debug)]
 pub(super) struct Reading {
     pub(super) stamp: ForkStamp,
+    share: Share,
+}
+
+/// A share that was taken; small enough to be handed on in registers. The caller makes it a [`Reading`].
+#[derive(Debug)]
+pub(super) struct Share {
     me: Owner,
     pub(super) is_poisoned: bool,
+}
+
+impl Reading {
+    #[inline(always)]
+    pub(super) fn new(share: Share) -> Self {
+        Self { stamp: ForkStamp::now(), share }
+    }
 }
 
 /// The lock; see the [module](self).
@@ -133,18 +146,18 @@ impl RawRwLock {
     }
 
     /// Takes a share of the lock. Blocks while a writer owns the word; woken when that leaves.
-    #[inline]
-    pub(super) fn read(&self, deadline: Option<Instant>) -> Result<Reading, Refused> {
+    #[inline(always)]
+    pub(super) fn read(&self, deadline: Option<Instant>) -> Result<Share, Refused> {
         let me = self.me()?;
         match self.enter(me)? {
-            Some(reading) => Ok(reading),
+            Some(share) => Ok(share),
             None => self.read_contended(me, deadline),
         }
     }
 
     /// Takes a share of the lock if no living writer owns the word. Never blocks.
-    #[inline]
-    pub(super) fn try_read(&self) -> Result<Reading, Refused> {
+    #[inline(always)]
+    pub(super) fn try_read(&self) -> Result<Share, Refused> {
         let me = self.me()?;
         match self.enter(me)? {
             Some(reading) => Ok(reading),
@@ -153,17 +166,17 @@ impl RawRwLock {
     }
 
     /// Gives a share back. Does nothing in a child that was forked since. Never blocks; a system call if a writer sleeps.
-    #[inline]
+    #[inline(always)]
     pub(super) fn unlock_read(&self, reading: &Reading) {
         if reading.stamp.check().is_ok() {
             crash_point!("rwlock.read.leaving");
-            self.leave(reading.me);
+            self.leave(reading.share.me);
         }
     }
 
     /// Count up, then the look. Nothing if a writer owns the word.
     #[inline(always)]
-    fn enter(&self, me: Owner) -> Result<Option<Reading>, Refused> {
+    fn enter(&self, me: Owner) -> Result<Option<Share>, Refused> {
         if !self.counts.raise(&self.used, me) {
             return Err(Refused::TooMany { limit: MAX_READERS });
         }
@@ -174,7 +187,7 @@ impl RawRwLock {
         let word = self.word.load(ordering("rwlock.look", Ordering::SeqCst));
         if word & !POISON == FREE {
             crash_point!("rwlock.read.inside");
-            return Ok(Some(Reading { stamp: ForkStamp::now(), me, is_poisoned: word & POISON != 0 }));
+            return Ok(Some(Share { me, is_poisoned: word & POISON != 0 }));
         }
         self.step_back(me);
         Ok(None)
@@ -203,7 +216,7 @@ impl RawRwLock {
     }
 
     #[cold]
-    fn read_contended(&self, me: Owner, deadline: Option<Instant>) -> Result<Reading, Refused> {
+    fn read_contended(&self, me: Owner, deadline: Option<Instant>) -> Result<Share, Refused> {
         let attempt = || {
             // Relaxed: a look that saves raising the count for nothing; `enter` looks again.
             match Writer::of(self.word.load(Ordering::Relaxed)) {
@@ -386,7 +399,7 @@ impl RawRwLock {
     }
 
     /// Makes a read lock of the write lock; nobody writes in between. The data is good or poisoned.
-    pub(super) fn downgrade(&self, held: &Held) -> Result<Reading, Refused> {
+    pub(super) fn downgrade(&self, held: &Held) -> Result<Share, Refused> {
         let me = self.me()?;
         held.check().map_err(|_| Refused::Forked)?;
         if !self.counts.raise(&self.used, me) {
@@ -394,7 +407,7 @@ impl RawRwLock {
         }
         crash_point!("rwlock.write.downgrading");
         self.unlock_write(held);
-        Ok(Reading { stamp: ForkStamp::now(), me, is_poisoned: held.data() == Data::Poisoned })
+        Ok(Share { me, is_poisoned: held.data() == Data::Poisoned })
     }
 
     /// FREE => PENDING(me). Nothing if somebody else owns the word.
