@@ -1,7 +1,7 @@
 //! Making queues.
 
 use crate::bytes;
-use crate::codec::{Codec, Encoding, Postcard, Verbatim};
+use crate::codec::{Format, Postcard, Transfer, Verbatim};
 use crate::end::{End, Shape};
 use crate::error::Error;
 use crate::ring::MAX_PAYLOAD;
@@ -149,7 +149,7 @@ impl<T: Serialize + DeserializeOwned> Builder<T> {
 
     fn checked_slot_bytes(&self) -> Result<usize, Error> {
         // The codec's own bytes count too.
-        let limit = <Postcard as Encoding<T>>::limit(MAX_PAYLOAD).unwrap_or(0);
+        let limit = <Postcard as Transfer<T>>::limit(MAX_PAYLOAD).unwrap_or(0);
         if !(1..=limit).contains(&self.slot_bytes) {
             return Err(Error::slot_bytes(self.slot_bytes, limit));
         }
@@ -169,7 +169,7 @@ impl<T> std::fmt::Debug for Builder<T> {
 
 type Ends<T, C> = (Sender<T, C>, Receiver<T, C>);
 
-fn create<T, C: Codec<T>>(capacity: usize, slot_bytes: usize, budget: usize) -> Result<Ends<T, C>, Error> {
+fn create<T, C: Format<T>>(capacity: usize, slot_bytes: usize, budget: usize) -> Result<Ends<T, C>, Error> {
     let payload_len = C::payload_len(slot_bytes, budget);
     let (sender, receiver) = End::pair(&Shape::of::<T, C>(), capacity, payload_len, budget, 0)?;
     Ok((Sender::new(sender), Receiver::new(receiver)))

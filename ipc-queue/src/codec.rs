@@ -1,7 +1,7 @@
 //! How a message gets from its value into a slot and back.
 //!
 //! Both ways have two steps, because no code of the user may run while a slot is claimed: a value is encoded into
-//! a [`Encoding::Message`] of this process, which is then copied into the slot; on the way back the slot is copied
+//! a [`Transfer::Message`] of this process, which is then copied into the slot; on the way back the slot is copied
 //! out and decoded after it was given back.
 //!
 //! ```text
@@ -17,7 +17,7 @@
 //!
 //! # Safety
 //!
-//! `store` and `load` stay within the payload that [`Encoding::payload_len`] asked for: what `encode` produced is
+//! `store` and `load` stay within the payload that [`Transfer::payload_len`] asked for: what `encode` produced is
 //! at most `limit` bytes long, and a length read from a slot is clamped to `limit`. Slots are aligned to 8 bytes.
 #![allow(unsafe_code)]
 
@@ -34,10 +34,14 @@ use shm_core::handle::{ReceiveSession, SendSession, is_receiving, is_sending};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 
-/// How messages of type `T` are put into slots: [`Postcard`] or [`Verbatim`]. Sealed.
-pub trait Codec<T>: Encoding<T> {}
+/// How a queue's messages of type `T` become bytes and back: [`Postcard`] or [`Verbatim`]. Sealed.
+#[diagnostic::on_unimplemented(
+    message = "messages of type `{T}` cannot travel as `{Self}`",
+    note = "a `Postcard` queue needs `serde::Serialize` and `serde::de::DeserializeOwned`, a `Verbatim` one `Plain`"
+)]
+pub trait Format<T>: Transfer<T> {}
 
-impl<T, C: Encoding<T>> Codec<T> for C {}
+impl<T, C: Transfer<T>> Format<T> for C {}
 
 /// Messages of any serde type, through the postcard format.
 #[derive(Clone, Copy, Debug)]
@@ -59,7 +63,7 @@ pub enum Refusal {
 /// The longest messages of a queue, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// In a slot: as [`Encoding::limit`] gave it.
+    /// In a slot: as [`Transfer::limit`] gave it.
     pub slot: usize,
     /// In chunks, if there are some.
     pub message: usize,
@@ -72,8 +76,8 @@ impl Limits {
     }
 }
 
-/// The machinery of a codec. `limit` is the longest message in a slot of the queue at hand, as [`Encoding::limit`] gave it.
-pub trait Encoding<T> {
+/// The machinery of a [`Format`]: how a message gets into a slot and out of it. `limit` is the longest message in a slot of the queue at hand, as [`Transfer::limit`] gave it.
+pub trait Transfer<T> {
     /// Where a value is encoded.
     type Room;
     /// A value that is ready to be stored, in its room or where it was.
@@ -105,7 +109,7 @@ pub trait Encoding<T> {
     ///
     /// # Safety
     ///
-    /// `slot` is claimed for writing and has the payload that belongs to the `limit` of [`Encoding::encode`].
+    /// `slot` is claimed for writing and has the payload that belongs to the `limit` of [`Transfer::encode`].
     unsafe fn store(message: &Self::Staged<'_>, slot: *mut u8);
 
     /// The descriptors that belong to the message, if it has handles. They are withdrawn with its room unless they are
@@ -154,10 +158,10 @@ pub trait Encoding<T> {
     /// Copies the message out of chunks: it is then one with the limit of the queue's longest.
     fn fetch(_message: &mut Self::Message, _held: &Held<'_>) {}
 
-    /// Forgets what [`Encoding::fetch`] has copied.
+    /// Forgets what [`Transfer::fetch`] has copied.
     fn shed(_message: &mut Self::Message) {}
 
-    /// Whether the loaded message has handles; then it is for [`Encoding::decode_parcel`].
+    /// Whether the loaded message has handles; then it is for [`Transfer::decode_parcel`].
     #[inline(always)]
     fn has_handles(_message: &Self::Message) -> bool {
         false
@@ -182,13 +186,13 @@ pub trait Encoding<T> {
     /// Turns a loaded message into a value; runs the user's code.
     fn decode(message: &Self::Message, limit: usize) -> Result<T, DecodeError>;
 
-    /// As [`Encoding::decode`], for a message with handles, which it waits for.
+    /// As [`Transfer::decode`], for a message with handles, which it waits for.
     fn decode_parcel(message: &Self::Message, limit: usize) -> Result<T, DecodeError> {
         Self::decode(message, limit)
     }
 }
 
-impl<T: Plain> Encoding<T> for Verbatim {
+impl<T: Plain> Transfer<T> for Verbatim {
     type Room = ();
     type Staged<'v>
         = &'v T
@@ -389,7 +393,7 @@ impl<'de, F: de_flavors::Flavor<'de>> de_flavors::Flavor<'de> for Apart<F> {
     }
 }
 
-impl<T: Serialize + DeserializeOwned> Encoding<T> for Postcard {
+impl<T: Serialize + DeserializeOwned> Transfer<T> for Postcard {
     type Room = Packet;
     type Staged<'v>
         = &'v Packet

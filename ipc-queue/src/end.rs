@@ -9,7 +9,7 @@
 #![allow(unsafe_code)]
 
 use crate::bulk::{self, Bulk};
-use crate::codec::{Codec, Limits};
+use crate::codec::{Format, Limits};
 use crate::error::{Error, Failure};
 use crate::layout::{Control, KIND, Placement, RING_START, Side};
 use crate::member::{self, Member};
@@ -93,7 +93,7 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    pub(crate) fn of<T, C: Codec<T>>() -> Self {
+    pub(crate) fn of<T, C: Format<T>>() -> Self {
         Self { layout: C::LAYOUT, limit: C::limit }
     }
 }
@@ -275,7 +275,7 @@ impl End {
 
     /// Pushes a message, and returns its ticket.
     #[inline(always)]
-    pub(crate) fn push<T, C: Codec<T>>(&self, message: &C::Staged<'_>) -> Result<u64, Miss> {
+    pub(crate) fn push<T, C: Format<T>>(&self, message: &C::Staged<'_>) -> Result<u64, Miss> {
         // SAFETY: the slot is claimed for writing, and its payload is the one that `limit` came from.
         let write = |slot| unsafe { C::store(message, slot) };
         Ok(self.ring.try_push(&self.cursor, self.me(), write)?)
@@ -283,7 +283,7 @@ impl End {
 
     /// Pushes some messages, and returns the first one's ticket and how many.
     #[inline(always)]
-    pub(crate) fn push_batch<T, C: Codec<T>>(
+    pub(crate) fn push_batch<T, C: Format<T>>(
         &self,
         messages: &[C::Staged<'_>],
     ) -> Result<(u64, usize), Miss> {
@@ -293,7 +293,7 @@ impl End {
     }
 
     #[inline(always)]
-    pub(crate) fn pop<T, C: Codec<T>>(&self, message: &mut C::Message) -> Result<(), Miss> {
+    pub(crate) fn pop<T, C: Format<T>>(&self, message: &mut C::Message) -> Result<(), Miss> {
         if !C::has_room(message, self.limit) {
             // A look first: whoever polls an empty queue shall not allocate each time.
             self.ring.peek(&self.cursor)?;
@@ -310,7 +310,7 @@ impl End {
     }
 
     #[inline(always)]
-    pub(crate) fn pop_batch<T, C: Codec<T>>(&self, messages: &mut [C::Message]) -> Result<usize, Miss> {
+    pub(crate) fn pop_batch<T, C: Format<T>>(&self, messages: &mut [C::Message]) -> Result<usize, Miss> {
         let mut max = messages.len();
         let roomy = |message: &&C::Message| C::has_room(message, self.limit);
         let ready = messages.iter().take_while(roomy).count();
@@ -336,7 +336,7 @@ impl End {
 
     /// What comes with a message that is being taken. Before its slot is released.
     #[cold]
-    fn take_special<T, C: Codec<T>>(&self, message: &mut C::Message) {
+    fn take_special<T, C: Format<T>>(&self, message: &mut C::Message) {
         if let Some(reference) = self.bulk.as_ref().and_then(|_| C::reference(message)) {
             C::set_bulky(message, self.take_bulky(reference));
         }

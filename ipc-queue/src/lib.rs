@@ -56,7 +56,7 @@ mod handles {
         Builder, BytesBuilder, bounded, bounded_bytes, bounded_plain, builder, bytes_builder,
     };
     pub use crate::bytes::{BytesReceiver, BytesRef, BytesSender, Grant};
-    pub use crate::codec::{Codec, Postcard, Verbatim};
+    pub use crate::codec::{Format, Postcard, Verbatim};
     pub use crate::error::{
         DecodeError, EncodeError, Error, RecvBatchError, RecvError, RecvTimeoutError, SendBatchError,
         SendError, SendTimeoutError, TryRecvError, TrySendError,

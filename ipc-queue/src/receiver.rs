@@ -1,6 +1,6 @@
 //! The receiving end.
 
-use crate::codec::{Codec, Postcard, Verbatim, redeem};
+use crate::codec::{Format, Postcard, Verbatim, redeem};
 use crate::end::{End, Shape};
 use crate::error::{DecodeError, Dry, RecvBatchError, RecvError, RecvTimeoutError, TryRecvError};
 use crate::layout::Side;
@@ -68,7 +68,7 @@ pub(crate) fn nothing(stop: Stop) -> Nothing {
     }
 }
 
-impl<T, C: Codec<T>> Receiver<T, C> {
+impl<T, C: Format<T>> Receiver<T, C> {
     pub(crate) fn new(end: End) -> Self {
         Self { end, _messages: PhantomData }
     }
@@ -392,12 +392,12 @@ impl<T: Serialize + DeserializeOwned> Receiver<T> {
 }
 
 /// Messages that were taken and not decoded yet.
-struct Unopened<'a, T, C: Codec<T>> {
+struct Unopened<'a, T, C: Format<T>> {
     end: &'a End,
     messages: &'a mut [C::Message],
 }
 
-impl<'a, T, C: Codec<T>> Unopened<'a, T, C> {
+impl<'a, T, C: Format<T>> Unopened<'a, T, C> {
     #[inline(always)]
     fn next(&mut self) -> Option<&'a mut C::Message> {
         let (first, rest) = std::mem::take(&mut self.messages).split_first_mut()?;
@@ -406,7 +406,7 @@ impl<'a, T, C: Codec<T>> Unopened<'a, T, C> {
     }
 }
 
-impl<T, C: Codec<T>> Drop for Unopened<'_, T, C> {
+impl<T, C: Format<T>> Drop for Unopened<'_, T, C> {
     fn drop(&mut self) {
         // There are some only if decoding another one has panicked.
         while let Some(message) = self.next() {
@@ -469,13 +469,13 @@ impl<T, C> fmt::Debug for Receiver<T, C> {
     }
 }
 
-impl<T, C: Codec<T>> Serialize for Receiver<T, C> {
+impl<T, C: Format<T>> Serialize for Receiver<T, C> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.end.serialize(&Shape::of::<T, C>(), serializer)
     }
 }
 
-impl<'de, T, C: Codec<T>> Deserialize<'de> for Receiver<T, C> {
+impl<'de, T, C: Format<T>> Deserialize<'de> for Receiver<T, C> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         End::deserialize(deserializer, &Shape::of::<T, C>(), Side::Receiver).map(Self::new)
     }
@@ -483,25 +483,25 @@ impl<'de, T, C: Codec<T>> Deserialize<'de> for Receiver<T, C> {
 
 /// The messages of a receiver until disconnect; see [`Receiver::iter`].
 #[derive(Debug)]
-pub struct Iter<'a, T, C: Codec<T> = Postcard> {
+pub struct Iter<'a, T, C: Format<T> = Postcard> {
     receiver: &'a Receiver<T, C>,
     ended: bool,
 }
 
 /// The messages that are there; see [`Receiver::try_iter`].
 #[derive(Debug)]
-pub struct TryIter<'a, T, C: Codec<T> = Postcard> {
+pub struct TryIter<'a, T, C: Format<T> = Postcard> {
     receiver: &'a Receiver<T, C>,
 }
 
 /// The messages of a receiver until disconnect, owning it.
 #[derive(Debug)]
-pub struct IntoIter<T, C: Codec<T> = Postcard> {
+pub struct IntoIter<T, C: Format<T> = Postcard> {
     receiver: Receiver<T, C>,
     ended: bool,
 }
 
-fn next<T, C: Codec<T>>(receiver: &Receiver<T, C>, ended: &mut bool) -> Option<Result<T, RecvError>> {
+fn next<T, C: Format<T>>(receiver: &Receiver<T, C>, ended: &mut bool) -> Option<Result<T, RecvError>> {
     if *ended {
         return None;
     }
@@ -513,7 +513,7 @@ fn next<T, C: Codec<T>>(receiver: &Receiver<T, C>, ended: &mut bool) -> Option<R
     }
 }
 
-impl<T, C: Codec<T>> Iterator for Iter<'_, T, C> {
+impl<T, C: Format<T>> Iterator for Iter<'_, T, C> {
     type Item = Result<T, RecvError>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -521,9 +521,9 @@ impl<T, C: Codec<T>> Iterator for Iter<'_, T, C> {
     }
 }
 
-impl<T, C: Codec<T>> FusedIterator for Iter<'_, T, C> {}
+impl<T, C: Format<T>> FusedIterator for Iter<'_, T, C> {}
 
-impl<T, C: Codec<T>> Iterator for IntoIter<T, C> {
+impl<T, C: Format<T>> Iterator for IntoIter<T, C> {
     type Item = Result<T, RecvError>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -531,9 +531,9 @@ impl<T, C: Codec<T>> Iterator for IntoIter<T, C> {
     }
 }
 
-impl<T, C: Codec<T>> FusedIterator for IntoIter<T, C> {}
+impl<T, C: Format<T>> FusedIterator for IntoIter<T, C> {}
 
-impl<T, C: Codec<T>> Iterator for TryIter<'_, T, C> {
+impl<T, C: Format<T>> Iterator for TryIter<'_, T, C> {
     type Item = Result<T, RecvError>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -545,7 +545,7 @@ impl<T, C: Codec<T>> Iterator for TryIter<'_, T, C> {
     }
 }
 
-impl<'a, T, C: Codec<T>> IntoIterator for &'a Receiver<T, C> {
+impl<'a, T, C: Format<T>> IntoIterator for &'a Receiver<T, C> {
     type Item = Result<T, RecvError>;
     type IntoIter = Iter<'a, T, C>;
 
@@ -554,7 +554,7 @@ impl<'a, T, C: Codec<T>> IntoIterator for &'a Receiver<T, C> {
     }
 }
 
-impl<T, C: Codec<T>> IntoIterator for Receiver<T, C> {
+impl<T, C: Format<T>> IntoIterator for Receiver<T, C> {
     type Item = Result<T, RecvError>;
     type IntoIter = IntoIter<T, C>;
 

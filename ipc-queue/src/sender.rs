@@ -1,7 +1,7 @@
 //! The sending end.
 
 use crate::bulk::Denied;
-use crate::codec::{Codec, Postcard, Refusal, Verbatim};
+use crate::codec::{Format, Postcard, Refusal, Verbatim};
 use crate::end::{End, Shape};
 use crate::error::{Failure, Halt, SendBatchError, SendError, SendTimeoutError, TrySendError};
 use crate::layout::Side;
@@ -77,7 +77,7 @@ impl From<Stop> for Unsent {
     }
 }
 
-impl<T, C: Codec<T>> Sender<T, C> {
+impl<T, C: Format<T>> Sender<T, C> {
     pub(crate) fn new(end: End) -> Self {
         Self { end, _messages: PhantomData }
     }
@@ -429,13 +429,13 @@ impl<T, C> fmt::Debug for Sender<T, C> {
     }
 }
 
-impl<T, C: Codec<T>> Serialize for Sender<T, C> {
+impl<T, C: Format<T>> Serialize for Sender<T, C> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.end.serialize(&Shape::of::<T, C>(), serializer)
     }
 }
 
-impl<'de, T, C: Codec<T>> Deserialize<'de> for Sender<T, C> {
+impl<'de, T, C: Format<T>> Deserialize<'de> for Sender<T, C> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         End::deserialize(deserializer, &Shape::of::<T, C>(), Side::Sender).map(Self::new)
     }

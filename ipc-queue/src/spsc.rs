@@ -52,7 +52,7 @@ mod api {
     pub use super::consumer::{Consumer, PlainConsumer};
     pub use super::iter::{IntoIter, Iter, TryIter};
     pub use super::producer::{PlainProducer, Producer};
-    use crate::codec::{Codec, Verbatim};
+    use crate::codec::{Format, Verbatim};
     use crate::error::Error;
     use serde::Serialize;
     use serde::de::DeserializeOwned;
@@ -110,7 +110,7 @@ mod api {
 
     type Ends<T, C> = (Producer<T, C>, Consumer<T, C>);
 
-    pub(crate) fn create<T, C: Codec<T>>(capacity: usize, slot_bytes: usize) -> Result<Ends<T, C>, Error> {
+    pub(crate) fn create<T, C: Format<T>>(capacity: usize, slot_bytes: usize) -> Result<Ends<T, C>, Error> {
         let (producer, consumer) = super::end::pair::<T, C>(capacity, slot_bytes)?;
         Ok((Producer::new(producer), Consumer::new(consumer)))
     }

@@ -18,7 +18,7 @@ use std::os::fd::AsFd;
 struct Ticket {
     /// [`Side::lane`] of the handle.
     side: u8,
-    /// [`Encoding::LAYOUT`](crate::codec::Encoding::LAYOUT) of its codec.
+    /// [`Transfer::LAYOUT`](crate::codec::Transfer::LAYOUT) of its codec.
     layout: u64,
     /// The token's place in the session.
     descriptor: u32,

@@ -9,7 +9,7 @@ use super::end::{End, Stop, Unseated};
 use super::handles::both_ends;
 use super::iter::{Iter, TryIter};
 use super::ring::Popper;
-use crate::codec::{Codec, Postcard, Verbatim, redeem};
+use crate::codec::{Format, Postcard, Verbatim, redeem};
 use crate::error::{DecodeError, Dry, RecvBatchError, RecvError, RecvTimeoutError, TryRecvError};
 use crate::member::Member;
 use crate::ring::MAX_SPAN;
@@ -70,7 +70,7 @@ impl From<Unseated> for Dry {
     }
 }
 
-impl<T, C: Codec<T>> Consumer<T, C> {
+impl<T, C: Format<T>> Consumer<T, C> {
     pub(super) fn new(end: End<Popper<'static>>) -> Self {
         Self { end, _messages: PhantomData }
     }
@@ -335,7 +335,7 @@ impl<T: Serialize + DeserializeOwned> Consumer<T> {
 
 /// Copies a message out of its slot; nothing if there is none.
 #[inline(always)]
-fn pop<T, C: Codec<T>>(
+fn pop<T, C: Format<T>>(
     site: &mut Popper<'_>,
     member: &Member,
     limit: usize,
@@ -352,7 +352,7 @@ fn pop<T, C: Codec<T>>(
 }
 
 /// Copies messages out of their slots; nothing if there are none.
-fn pop_batch<T, C: Codec<T>>(
+fn pop_batch<T, C: Format<T>>(
     site: &mut Popper<'_>,
     member: &Member,
     limit: usize,
@@ -371,7 +371,7 @@ fn pop_batch<T, C: Codec<T>>(
 
 /// `slot` is lent by the ring of this codec's queue, and `message` has room.
 #[inline(always)]
-fn load<T, C: Codec<T>>(member: &Member, limit: usize, message: &mut C::Message, slot: *const u8) {
+fn load<T, C: Format<T>>(member: &Member, limit: usize, message: &mut C::Message, slot: *const u8) {
     // SAFETY: the slot is the consumer's, and its payload is the one that `limit` came from; there is room.
     unsafe { C::load(message, slot, limit) };
     if C::has_handles(message) {
@@ -381,7 +381,7 @@ fn load<T, C: Codec<T>>(member: &Member, limit: usize, message: &mut C::Message,
 
 /// Decodes a message that was taken.
 #[inline(always)]
-fn open<T, C: Codec<T>>(member: &Member, limit: usize, message: &C::Message) -> Result<T, DecodeError> {
+fn open<T, C: Format<T>>(member: &Member, limit: usize, message: &C::Message) -> Result<T, DecodeError> {
     if C::has_handles(message) {
         return open_parcel::<T, C>(member, limit, message);
     }
@@ -390,7 +390,7 @@ fn open<T, C: Codec<T>>(member: &Member, limit: usize, message: &C::Message) -> 
 
 /// Decodes a message with handles, for which [`load`] has counted.
 #[cold]
-fn open_parcel<T, C: Codec<T>>(
+fn open_parcel<T, C: Format<T>>(
     member: &Member,
     limit: usize,
     message: &C::Message,
@@ -400,12 +400,12 @@ fn open_parcel<T, C: Codec<T>>(
 }
 
 /// Messages that were taken and not decoded yet.
-struct Unopened<'a, T, C: Codec<T>> {
+struct Unopened<'a, T, C: Format<T>> {
     member: &'a Member,
     messages: &'a [C::Message],
 }
 
-impl<'a, T, C: Codec<T>> Iterator for Unopened<'a, T, C> {
+impl<'a, T, C: Format<T>> Iterator for Unopened<'a, T, C> {
     type Item = &'a C::Message;
 
     #[inline(always)]
@@ -416,7 +416,7 @@ impl<'a, T, C: Codec<T>> Iterator for Unopened<'a, T, C> {
     }
 }
 
-impl<T, C: Codec<T>> Drop for Unopened<'_, T, C> {
+impl<T, C: Format<T>> Drop for Unopened<'_, T, C> {
     fn drop(&mut self) {
         // There are some only if decoding another one has panicked.
         for _ in self.messages.iter().filter(|message| C::has_handles(message)) {

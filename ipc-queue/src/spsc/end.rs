@@ -30,7 +30,7 @@
 #![allow(unsafe_code)]
 
 use super::ring::{Layout, Popper, Pusher, Ring};
-use crate::codec::Codec;
+use crate::codec::Format;
 use crate::error::Error;
 use crate::layout::{Control, RING_START, Side};
 use crate::member::{self, Member};
@@ -202,7 +202,7 @@ impl<S: Site> UnwindSafe for End<S> {}
 impl<S: Site> RefUnwindSafe for End<S> {}
 
 /// Creates a queue and its two ends.
-pub(crate) fn pair<T, C: Codec<T>>(
+pub(crate) fn pair<T, C: Format<T>>(
     capacity: usize,
     slot_bytes: usize,
 ) -> Result<(End<Pusher<'static>>, End<Popper<'static>>), Error> {
@@ -221,7 +221,7 @@ pub(crate) fn pair<T, C: Codec<T>>(
 
 impl<S: Site> End<S> {
     /// Attaches to the queue behind a descriptor, counts a handle and sits down.
-    pub(super) fn attach<T, C: Codec<T>>(
+    pub(super) fn attach<T, C: Format<T>>(
         descriptor: BorrowedFd<'_>,
     ) -> Result<Result<Self, Unseated>, Refused> {
         let segment = Segment::attach(descriptor, &spec(C::LAYOUT, SLOTS_START + 1))?;

@@ -36,14 +36,14 @@ macro_rules! both_ends {
             }
         }
 
-        impl<T, C: Codec<T>> Serialize for $name<T, C> {
+        impl<T, C: Format<T>> Serialize for $name<T, C> {
             /// Gives the end up: see [`spsc`](mod@crate::spsc).
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 self.end.serialize::<T, C, S>(serializer)
             }
         }
 
-        impl<'de, T, C: Codec<T>> Deserialize<'de> for $name<T, C> {
+        impl<'de, T, C: Format<T>> Deserialize<'de> for $name<T, C> {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 End::deserialize::<T, C, D>(deserializer).map(Self::new)
             }

@@ -1,31 +1,31 @@
 //! Iterators over the messages of a consumer.
 
 use super::Consumer;
-use crate::codec::{Codec, Postcard};
+use crate::codec::{Format, Postcard};
 use crate::error::{RecvError, TryRecvError};
 use std::iter::FusedIterator;
 
 /// The messages of a consumer until disconnect; see [`Consumer::iter`].
 #[derive(Debug)]
-pub struct Iter<'a, T, C: Codec<T> = Postcard> {
+pub struct Iter<'a, T, C: Format<T> = Postcard> {
     pub(super) consumer: &'a mut Consumer<T, C>,
     pub(super) ended: bool,
 }
 
 /// The messages that are there; see [`Consumer::try_iter`].
 #[derive(Debug)]
-pub struct TryIter<'a, T, C: Codec<T> = Postcard> {
+pub struct TryIter<'a, T, C: Format<T> = Postcard> {
     pub(super) consumer: &'a mut Consumer<T, C>,
 }
 
 /// The messages of a consumer until disconnect, owning it.
 #[derive(Debug)]
-pub struct IntoIter<T, C: Codec<T> = Postcard> {
+pub struct IntoIter<T, C: Format<T> = Postcard> {
     consumer: Consumer<T, C>,
     pub(super) ended: bool,
 }
 
-fn next<T, C: Codec<T>>(consumer: &mut Consumer<T, C>, ended: &mut bool) -> Option<Result<T, RecvError>> {
+fn next<T, C: Format<T>>(consumer: &mut Consumer<T, C>, ended: &mut bool) -> Option<Result<T, RecvError>> {
     if *ended {
         return None;
     }
@@ -37,7 +37,7 @@ fn next<T, C: Codec<T>>(consumer: &mut Consumer<T, C>, ended: &mut bool) -> Opti
     }
 }
 
-impl<T, C: Codec<T>> Iterator for Iter<'_, T, C> {
+impl<T, C: Format<T>> Iterator for Iter<'_, T, C> {
     type Item = Result<T, RecvError>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -45,9 +45,9 @@ impl<T, C: Codec<T>> Iterator for Iter<'_, T, C> {
     }
 }
 
-impl<T, C: Codec<T>> FusedIterator for Iter<'_, T, C> {}
+impl<T, C: Format<T>> FusedIterator for Iter<'_, T, C> {}
 
-impl<T, C: Codec<T>> Iterator for IntoIter<T, C> {
+impl<T, C: Format<T>> Iterator for IntoIter<T, C> {
     type Item = Result<T, RecvError>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -55,9 +55,9 @@ impl<T, C: Codec<T>> Iterator for IntoIter<T, C> {
     }
 }
 
-impl<T, C: Codec<T>> FusedIterator for IntoIter<T, C> {}
+impl<T, C: Format<T>> FusedIterator for IntoIter<T, C> {}
 
-impl<T, C: Codec<T>> Iterator for TryIter<'_, T, C> {
+impl<T, C: Format<T>> Iterator for TryIter<'_, T, C> {
     type Item = Result<T, RecvError>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -69,7 +69,7 @@ impl<T, C: Codec<T>> Iterator for TryIter<'_, T, C> {
     }
 }
 
-impl<'a, T, C: Codec<T>> IntoIterator for &'a mut Consumer<T, C> {
+impl<'a, T, C: Format<T>> IntoIterator for &'a mut Consumer<T, C> {
     type Item = Result<T, RecvError>;
     type IntoIter = Iter<'a, T, C>;
 
@@ -78,7 +78,7 @@ impl<'a, T, C: Codec<T>> IntoIterator for &'a mut Consumer<T, C> {
     }
 }
 
-impl<T, C: Codec<T>> IntoIterator for Consumer<T, C> {
+impl<T, C: Format<T>> IntoIterator for Consumer<T, C> {
     type Item = Result<T, RecvError>;
     type IntoIter = IntoIter<T, C>;
 

@@ -8,7 +8,7 @@
 use super::end::{End, Stop, Unseated};
 use super::handles::both_ends;
 use super::ring::Pusher;
-use crate::codec::{Codec, Limits, Postcard, Refusal, Verbatim};
+use crate::codec::{Format, Limits, Postcard, Refusal, Verbatim};
 use crate::error::{Failure, Halt, SendBatchError, SendError, SendTimeoutError, TrySendError};
 use crate::ring::MAX_SPAN;
 use crate::wait::Patience;
@@ -94,7 +94,7 @@ fn patience_for(timeout: Duration) -> Patience {
     Instant::now().checked_add(timeout).map_or(Patience::Forever, Patience::Until)
 }
 
-impl<T, C: Codec<T>> Producer<T, C> {
+impl<T, C: Format<T>> Producer<T, C> {
     pub(super) fn new(end: End<Pusher<'static>>) -> Self {
         Self { end, _messages: PhantomData }
     }
@@ -383,7 +383,7 @@ impl<T, C: Codec<T>> Producer<T, C> {
 }
 
 #[inline(always)]
-fn push<T, C: Codec<T>>(site: &mut Pusher<'_>, message: &C::Staged<'_>) -> Option<()> {
+fn push<T, C: Format<T>>(site: &mut Pusher<'_>, message: &C::Staged<'_>) -> Option<()> {
     // SAFETY: the slot is the producer's, and its payload is the one that `limit` came from.
     site.try_push(|slot| unsafe { C::store(message, slot) }).ok()
 }

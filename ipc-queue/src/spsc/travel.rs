@@ -1,7 +1,7 @@
 //! Ends are values: how one is serialised into another process. As in [`travel`](crate::travel), and the seat is given up.
 
 use super::end::{End, Site, Unseated};
-use crate::codec::Codec;
+use crate::codec::Format;
 use crate::error::TAKEN;
 use crate::travel::Refused;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
@@ -53,7 +53,7 @@ impl fmt::Display for Stranded {
 }
 
 impl<S: Site> End<S> {
-    fn leave<T, C: Codec<T>>(&self) -> Result<Ticket, Stranded> {
+    fn leave<T, C: Format<T>>(&self) -> Result<Ticket, Stranded> {
         self.hand_on(|| {
             let side = S::SIDE.lane();
             let token = self.member().segment().token(side.into()).map_err(Refused::Segment)?;
@@ -63,7 +63,7 @@ impl<S: Site> End<S> {
         })
     }
 
-    fn arrive<T, C: Codec<T>>(ticket: &Ticket) -> Result<Self, Stranded> {
+    fn arrive<T, C: Format<T>>(ticket: &Ticket) -> Result<Self, Stranded> {
         let token = take_descriptor(ticket.descriptor).map_err(Refused::Missing)?;
         if ticket.side != S::SIDE.lane() {
             return Err(Refused::Side.into());
@@ -77,12 +77,12 @@ impl<S: Site> End<S> {
         Ok(end)
     }
 
-    pub(super) fn serialize<T, C: Codec<T>, Z: Serializer>(&self, serializer: Z) -> Result<Z::Ok, Z::Error> {
+    pub(super) fn serialize<T, C: Format<T>, Z: Serializer>(&self, serializer: Z) -> Result<Z::Ok, Z::Error> {
         let ticket = self.leave::<T, C>().map_err(ser::Error::custom)?;
         ticket.serialize(serializer)
     }
 
-    pub(super) fn deserialize<'de, T, C: Codec<T>, D: Deserializer<'de>>(
+    pub(super) fn deserialize<'de, T, C: Format<T>, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Self, D::Error> {
         let ticket = Ticket::deserialize(deserializer)?;
