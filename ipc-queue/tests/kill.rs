@@ -11,7 +11,8 @@
 //! * nothing is torn (messages carry a checksum), nothing arrives twice;
 //! * no consumer sees the messages of an incarnation out of order.
 //!
-//! `KILL_RUNS` sets the number of runs (default 10), `KILL_SEED` the choice of victims and moments.
+//! `KILLS` and `KILL_MESSAGES` set how many processes are killed and how many messages are published in all runs
+//! together, at least (default 100 and 1,000,000: about 10 runs), `KILL_SEED` the choice of victims and moments.
 #![allow(unsafe_code, reason = "logs lie in memory shared with processes that are killed")]
 
 mod common;
@@ -208,6 +209,10 @@ impl Tally {
         self.torn += run.torn;
         self.twice += run.twice;
         self.out_of_order += run.out_of_order;
+    }
+
+    fn killed(&self) -> u64 {
+        self.producers_killed + self.consumers_killed
     }
 
     #[track_caller]
@@ -464,11 +469,12 @@ fn number_from_env(name: &str, default: u64) -> u64 {
 
 #[test]
 fn published_is_consumed_plus_missing_plus_residual_whoever_is_killed() {
-    let runs = number_from_env("KILL_RUNS", 10);
+    let (kills, messages) = (number_from_env("KILLS", 100), number_from_env("KILL_MESSAGES", 1_000_000));
     let seed = number_from_env("KILL_SEED", 1);
     let mut all = Tally::default();
     let start = Instant::now();
-    for run in 0..runs {
+    let mut run = 0;
+    while all.killed() < kills || all.published < messages {
         let _dog = watchdog_after(Duration::from_secs(120));
         let mut dice = Dice((seed << 32 | run).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
         let mut moments: Vec<u64> = (0..KILLS).map(|_| dice.below(MESSAGES)).collect();
@@ -486,6 +492,7 @@ fn published_is_consumed_plus_missing_plus_residual_whoever_is_killed() {
         println!("run {run}, {capacity} slots: {tally:?}");
         tally.check();
         all.add(&tally);
+        run += 1;
     }
-    println!("{runs} runs in {:.1} s: {all:?}", start.elapsed().as_secs_f64());
+    println!("{run} runs, {} killed in {:.1} s: {all:?}", all.killed(), start.elapsed().as_secs_f64());
 }

@@ -93,7 +93,7 @@ pub(crate) enum Outcome {
 }
 
 /// Beyond this an exploration gives up, so that a mistake in a model cannot eat the machine.
-const MAX_STATES: usize = 6_000_000;
+const MAX_STATES: usize = 8_000_000;
 
 /// Visits every state of `model`.
 pub(crate) fn explore<M: Model>(model: &M) -> Report {
