@@ -1,28 +1,13 @@
 //! Runs the binary, and looks at what it prints and leaves.
 
-use std::process::{Command, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::Duration;
+mod common;
 
-/// Long enough for the slowest machine; only a hang takes it.
-const WATCHDOG: Duration = Duration::from_secs(120);
+use std::process::{Command, Stdio};
 
 #[test]
 fn it_prints_what_every_idea_makes_of_its_numbers() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_shared_numbers"));
-    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = command.spawn().expect("the program starts");
-    let process = rustix::process::Pid::from_child(&child);
-    let (done, waiting) = channel::<()>();
-    let dog = std::thread::spawn(move || {
-        if waiting.recv_timeout(WATCHDOG) == Err(RecvTimeoutError::Timeout) {
-            // Not waited for yet, so nobody else has its number.
-            let _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);
-        }
-    });
-    let output = child.wait_with_output().expect("collected");
-    drop(done);
-    dog.join().expect("no panic");
+    let output = common::finished(&mut command, Stdio::piped());
 
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{:?}: {stdout}{stderr}", output.status);
