@@ -2,10 +2,13 @@
 
 use crate::bytes;
 use crate::codec::{Format, Postcard, Transfer, Verbatim};
-use crate::end::{End, Shape};
+use crate::end::{End, Shape, Sizes};
 use crate::error::Error;
 use crate::ring::MAX_PAYLOAD;
-use crate::{BytesReceiver, BytesSender, Consumer, PlainReceiver, PlainSender, Producer, Receiver, Sender};
+use crate::{
+    BytesReceiver, BytesSender, Consumer, LeaseReceiver, LeaseSender, PlainReceiver, PlainSender, Producer,
+    Receiver, Sender,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shm_core::Plain;
@@ -147,6 +150,23 @@ impl<T: Serialize + DeserializeOwned> Builder<T> {
         crate::spsc::create::<T, Postcard>(self.capacity, self.checked_slot_bytes()?)
     }
 
+    /// Makes it a queue whose messages stay until they are acknowledged: what a dead receiver had in hand is delivered again.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (tx, rx) = ipc_queue::builder::<String>().capacity(100).at_least_once().build()?;
+    /// tx.send("a job".into())?;
+    /// let lease = rx.recv_lease()?;
+    /// assert_eq!((lease.as_str(), lease.delivery_count()), ("a job", 1));
+    /// lease.ack();
+    /// # Ok(()) }
+    /// ```
+    pub fn at_least_once(self) -> LeaseBuilder<T> {
+        LeaseBuilder { queue: self, unfinished: None }
+    }
+
     fn checked_slot_bytes(&self) -> Result<usize, Error> {
         // The codec's own bytes count too.
         let limit = <Postcard as Transfer<T>>::limit(MAX_PAYLOAD).unwrap_or(0);
@@ -167,11 +187,71 @@ impl<T> std::fmt::Debug for Builder<T> {
     }
 }
 
+/// Makes an at-least-once queue; see [`Builder::at_least_once`].
+pub struct LeaseBuilder<T> {
+    queue: Builder<T>,
+    unfinished: Option<usize>,
+}
+
+impl<T: Serialize + DeserializeOwned> LeaseBuilder<T> {
+    /// How many messages may be sent and not acknowledged at a time, from the capacity to 2,097,152: those in the queue and those
+    /// on lease. Twice the capacity unless said otherwise.
+    pub fn unfinished(mut self, unfinished: usize) -> Self {
+        self.unfinished = Some(unfinished);
+        self
+    }
+
+    /// As [`Builder::capacity`].
+    pub fn capacity(mut self, capacity: usize) -> Self {
+        self.queue = self.queue.capacity(capacity);
+        self
+    }
+
+    /// As [`Builder::slot_bytes`].
+    pub fn slot_bytes(mut self, slot_bytes: usize) -> Self {
+        self.queue = self.queue.slot_bytes(slot_bytes);
+        self
+    }
+
+    /// As [`Builder::byte_budget`].
+    pub fn byte_budget(mut self, byte_budget: usize) -> Self {
+        self.queue = self.queue.byte_budget(byte_budget);
+        self
+    }
+
+    /// Creates the queue.
+    ///
+    /// # Errors
+    ///
+    /// As [`Builder::build`], and [`Error::is_unfinished`].
+    pub fn build(self) -> Result<(LeaseSender<T>, LeaseReceiver<T>), Error> {
+        let Builder { capacity, byte_budget: budget, .. } = self.queue;
+        let payload_len = <Postcard as Transfer<T>>::payload_len(self.queue.checked_slot_bytes()?, budget);
+        let cells = self.unfinished.unwrap_or(capacity.saturating_mul(2));
+        if cells < capacity {
+            return Err(Error::unfinished(cells));
+        }
+        let sizes = Sizes { capacity, payload_len, budget, chunk_len: 0, cells: Some(cells) };
+        let (sender, receiver) = End::pair(&Shape::leased::<T, Postcard>(), sizes)?;
+        Ok((LeaseSender::new(sender), LeaseReceiver::new(receiver)))
+    }
+}
+
+impl<T> std::fmt::Debug for LeaseBuilder<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LeaseBuilder")
+            .field("queue", &self.queue)
+            .field("unfinished", &self.unfinished)
+            .finish()
+    }
+}
+
 type Ends<T, C> = (Sender<T, C>, Receiver<T, C>);
 
 fn create<T, C: Format<T>>(capacity: usize, slot_bytes: usize, budget: usize) -> Result<Ends<T, C>, Error> {
     let payload_len = C::payload_len(slot_bytes, budget);
-    let (sender, receiver) = End::pair(&Shape::of::<T, C>(), capacity, payload_len, budget, 0)?;
+    let (sender, receiver) =
+        End::pair(&Shape::of::<T, C>(), Sizes { capacity, payload_len, budget, chunk_len: 0, cells: None })?;
     Ok((Sender::new(sender), Receiver::new(receiver)))
 }
 
@@ -245,8 +325,16 @@ impl BytesBuilder {
         if self.byte_budget == 0 {
             return Err(Error::byte_budget(0));
         }
-        let (sender, receiver) =
-            End::pair(&bytes::SHAPE, self.capacity, bytes::PAYLOAD, self.byte_budget, self.chunk_bytes)?;
+        let (sender, receiver) = End::pair(
+            &bytes::SHAPE,
+            Sizes {
+                capacity: self.capacity,
+                payload_len: bytes::PAYLOAD,
+                budget: self.byte_budget,
+                chunk_len: self.chunk_bytes,
+                cells: None,
+            },
+        )?;
         Ok((BytesSender::new(sender), BytesReceiver::new(receiver)))
     }
 }

@@ -59,6 +59,30 @@ impl Reference {
     /// Bytes in a slot.
     pub(crate) const LEN: usize = 16;
 
+    fn to(run: &Run, len: usize) -> Self {
+        Self {
+            head: u32::try_from(run.head()).unwrap_or(u32::MAX),
+            generation: u32::try_from(run.generation()).unwrap_or(u32::MAX),
+            len: len as u64,
+        }
+    }
+
+    /// Writes the reference where a message would be, with `flags` in its prefix.
+    ///
+    /// # Safety
+    ///
+    /// `place` is the caller's to write, aligned to 4 bytes and long enough for prefix and reference.
+    pub(crate) unsafe fn store(self, place: *mut u8, flags: u32) {
+        let bytes = self.to_bytes();
+        #[allow(clippy::cast_possible_truncation, reason = "16")]
+        let prefix = Self::LEN as u32 | LARGE | flags;
+        // SAFETY: the caller's.
+        unsafe {
+            place.cast::<u32>().write(prefix);
+            place.add(PREFIX).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+        }
+    }
+
     fn to_bytes(self) -> [u8; Self::LEN] {
         let mut bytes = [0; Self::LEN];
         bytes[..4].copy_from_slice(&self.head.to_ne_bytes());
@@ -252,7 +276,7 @@ pub(crate) fn sweep(body: &Body, control: &Control, dead: u16) {
     };
     bulk.chunks().sweep(dead, Orphan::Free);
     crash_point!("queue.sweep.chunks");
-    bulk.chunks().collect(dead, Orphan::Free, |ticket| body.ring.is_released(ticket));
+    bulk.chunks().collect(dead, Orphan::Free, |tag| body.is_over(tag));
     control.note_freed();
 }
 
@@ -397,22 +421,28 @@ impl End {
         let Some(bulk) = &self.bulk else {
             return false;
         };
-        let released = |ticket| self.ring().is_released(ticket);
-        let found = bulk.chunks().collect(self.me(), Orphan::Free, released) > 0;
+        let is_over = |tag| match &self.leasing {
+            None => self.ring().is_released(tag),
+            Some(leasing) => leasing.store().is_over(tag),
+        };
+        let found = bulk.chunks().collect(self.me(), Orphan::Free, is_over) > 0;
         if found {
             self.control().note_freed();
         }
         found
     }
 
-    /// Whether a process that is dead has chunks in hand. One system call for each process that has.
+    /// Whether a process that is dead has chunks or cells in hand. One system call for each process that has.
     #[cold]
     pub(crate) fn is_hoard_of_the_dead(&self) -> bool {
-        let Some(bulk) = &self.bulk else {
-            return false;
-        };
-        let mut asked = vec![false; usize::from(MAX_PARTICIPANTS) + 1];
-        bulk.chunks().owners().any(|owner| {
+        let chunks = self.bulk.as_ref().is_some_and(|bulk| self.is_one_dead(bulk.chunks().owners()));
+        chunks || self.leasing.as_ref().is_some_and(|l| self.is_one_dead(l.store().cells().owners()))
+    }
+
+    /// Whether one of these participants is dead. One system call for each, however often it is there.
+    fn is_one_dead(&self, mut owners: impl Iterator<Item = u16>) -> bool {
+        let mut asked = [false; MAX_PARTICIPANTS as usize + 1];
+        owners.any(|owner| {
             let known = std::mem::replace(&mut asked[usize::from(owner)], true);
             !known && owner != self.me() && self.segment().is_dead(owner)
         })
@@ -425,6 +455,39 @@ impl End {
         self.collect();
         // Whoever freed some may have died before it said so, or be stopped: look at the words again in any case.
         self.control().freed.0.count.fetch_add(1, Ordering::Release);
+    }
+
+    /// Leaves a run to the message whose claim of a cell `tag` is. From then on the run is what the cell refers to, until that
+    /// claim is over; then [`End::free_kept`] or a collection frees it.
+    pub(crate) fn keep(&self, mut held: Held<'_>, tag: u64) -> Option<Reference> {
+        let Bulky { run, len } = held.bulky.take()?;
+        let reference = Reference::to(&run, len);
+        self.bulk.as_ref()?.chunks().queue(run, tag);
+        Some(reference)
+    }
+
+    /// A private copy of the message in a run that a cell of this process refers to. `None` if it refers to none.
+    pub(crate) fn copy_kept(&self, reference: Reference) -> Option<Vec<u8>> {
+        let bulk = self.bulk.as_ref()?;
+        let head = usize::try_from(reference.head).ok()?;
+        let chunks = bulk.chunks().view(head, reference.generation.into())?;
+        let len = usize::try_from(reference.len).ok().filter(|&len| len <= chunks * bulk.place.chunk_len)?;
+        let mut bytes = Vec::<u8>::with_capacity(len);
+        // SAFETY: the run lies inside of the chunks, there is room, and nobody frees it while the cell is this process's. A process
+        // that breaks the rules may change the bytes meanwhile; any bytes are bytes.
+        unsafe {
+            let from = bulk.body.add(bulk.offset(head));
+            bytes.as_mut_ptr().copy_from_nonoverlapping(from.as_ptr(), len);
+            bytes.set_len(len);
+        }
+        Some(bytes)
+    }
+
+    /// Frees the run that a cell referred to whose claim is over.
+    pub(crate) fn free_kept(&self, reference: Reference) {
+        if let Some(Bulky { run, .. }) = self.take_bulky(reference) {
+            self.free(run);
+        }
     }
 
     /// Pushes a message that lies in chunks, and returns its ticket; `flags` go into the slot's prefix. Nothing is left in
@@ -442,20 +505,10 @@ impl End {
             let Some(Bulky { run, len }) = held.bulky.take() else {
                 return;
             };
-            let reference = Reference {
-                head: u32::try_from(run.head()).unwrap_or(u32::MAX),
-                generation: u32::try_from(run.generation()).unwrap_or(u32::MAX),
-                len: len as u64,
-            };
+            let reference = Reference::to(&run, len);
             bulk.chunks().queue(run, ticket);
-            let bytes = reference.to_bytes();
-            #[allow(clippy::cast_possible_truncation, reason = "16")]
-            let prefix = Reference::LEN as u32 | LARGE | flags;
             // SAFETY: the slot is claimed for writing, aligned to 8 bytes; a queue with chunks has slots of this length.
-            unsafe {
-                slot.cast::<u32>().write(prefix);
-                slot.add(PREFIX).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
-            }
+            unsafe { reference.store(slot, flags) };
         };
         Ok(self.ring().try_push_at(self.cursor(), self.me(), write)?)
     }

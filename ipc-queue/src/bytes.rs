@@ -26,6 +26,7 @@ use std::time::Duration;
 pub(crate) const PAYLOAD: usize = PREFIX + Reference::LEN;
 
 pub(crate) const SHAPE: Shape = Shape {
+    leased: false,
     layout: layout::hash(&[layout::VERSION, 3]),
     // Nothing lies in a slot.
     limit: |payload_len| if payload_len == PAYLOAD { Some(0) } else { None },

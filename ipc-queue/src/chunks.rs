@@ -310,6 +310,14 @@ impl<'m> Chunks<'m> {
         self.take_seen(me, head, seen)
     }
 
+    /// How many chunks the run has that a message on lease refers to; it stays QUEUED meanwhile. `None` as for [`Chunks::take`].
+    pub fn view(&self, head: usize, generation: u64) -> Option<usize> {
+        // SYNC chunk-queue: the message is seen; pairs with `queue`.
+        let seen = Word(self.words.get(head)?.load(ordering("chunks.take", Acquire)));
+        let is_it = seen.is(State::Queued) && seen.generation() == generation && self.fits(head, seen);
+        is_it.then(|| seen.run())
+    }
+
     /// Takes a message that was given back undone, if there is one. Looks at every word.
     pub fn take_returned(&self, me: u16) -> Option<Run> {
         (0..self.count()).find_map(|head| {

@@ -158,6 +158,9 @@ pub trait Transfer<T> {
     /// Copies the message out of chunks: it is then one with the limit of the queue's longest.
     fn fetch(_message: &mut Self::Message, _held: &Held<'_>) {}
 
+    /// As [`Transfer::fetch`], from a copy.
+    fn set_fetched(_message: &mut Self::Message, _bytes: Vec<u8>) {}
+
     /// Forgets what [`Transfer::fetch`] has copied.
     fn shed(_message: &mut Self::Message) {}
 
@@ -545,8 +548,12 @@ impl<T: Serialize + DeserializeOwned> Transfer<T> for Postcard {
     }
 
     fn fetch(message: &mut Packet, held: &Held<'_>) {
-        message.heap = held.copy();
-        message.len = message.heap.len() | message.len & HANDLES as usize;
+        <Self as Transfer<T>>::set_fetched(message, held.copy());
+    }
+
+    fn set_fetched(message: &mut Packet, bytes: Vec<u8>) {
+        message.len = bytes.len() | message.len & HANDLES as usize;
+        message.heap = bytes;
     }
 
     fn shed(message: &mut Packet) {

@@ -12,9 +12,10 @@ use crate::bulk::{self, Bulk};
 use crate::codec::{Format, Limits};
 use crate::error::{Error, Failure};
 use crate::layout::{Control, KIND, Placement, RING_START, Side};
+use crate::lease::{self, Leasing, Store, StorePlace};
 use crate::member::{self, Member};
 use crate::ring::{Claim, Cursor, Layout, PopError, PushError, Ring};
-use crate::travel;
+use crate::{layout, travel};
 use shm_core::SegmentError;
 use shm_core::broker::Deposit;
 use shm_core::segment::{Segment, Spec};
@@ -30,7 +31,9 @@ pub(crate) struct End {
     ring: Ring<'static>,
     /// Where messages lie that do not fit a slot, if the queue takes such.
     pub(crate) bulk: Option<Arc<Bulk>>,
-    /// The longest message that fits a slot, as the codec counts.
+    /// Where messages stay until they are acknowledged, if they do.
+    pub(crate) leasing: Option<Leasing>,
+    /// The longest message that fits a slot (or a cell), as the codec counts.
     limit: usize,
     /// The longest message.
     pub(crate) longest: usize,
@@ -59,8 +62,10 @@ pub(crate) enum Miss {
     Nothing,
     /// Full or empty, unless the owner of this claim is dead.
     Claimed(Claim),
-    /// Too few chunks are free.
+    /// Too few chunks or cells are free.
     Scarce,
+    /// Empty, but messages that others have on lease may come back.
+    Leased,
     Exhausted,
 }
 
@@ -90,11 +95,32 @@ pub(crate) struct Shape {
     pub(crate) layout: u64,
     /// The longest message that a slot with such a payload takes; `None` if no slot has it.
     pub(crate) limit: fn(usize) -> Option<usize>,
+    /// Whether messages stay in cells until they are acknowledged.
+    pub(crate) leased: bool,
+}
+
+/// How large a queue is to be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    pub(crate) capacity: usize,
+    /// Of a message in a slot or cell.
+    pub(crate) payload_len: usize,
+    /// Bytes of all chunks.
+    pub(crate) budget: usize,
+    /// The least bytes of a chunk.
+    pub(crate) chunk_len: usize,
+    /// How many messages may be sent and not acknowledged, if they are to be.
+    pub(crate) cells: Option<usize>,
 }
 
 impl Shape {
     pub(crate) fn of<T, C: Format<T>>() -> Self {
-        Self { layout: C::LAYOUT, limit: C::limit }
+        Self { layout: C::LAYOUT, limit: C::limit, leased: false }
+    }
+
+    /// That of a queue whose messages are acknowledged.
+    pub(crate) fn leased<T, C: Format<T>>() -> Self {
+        Self { layout: layout::hash(&[C::LAYOUT, 1]), limit: C::limit, leased: true }
     }
 }
 
@@ -104,6 +130,7 @@ pub(crate) struct Body {
     pub(crate) ring: Ring<'static>,
     layout: Layout,
     pub(crate) bulk: Option<Bulk>,
+    pub(crate) store: Option<Store>,
     /// Bytes of all chunks.
     budget: usize,
 }
@@ -121,17 +148,36 @@ impl Body {
         let (capacity, payload_len) = unsafe { control.as_ref() }.geometry();
         let layout = Layout::new(capacity.try_into().ok()?, payload_len.try_into().ok()?).ok()?;
         // SAFETY: as above.
-        let (count, chunk_len) = unsafe { control.as_ref() }.chunk_geometry();
+        let ((cells, cell_len), (count, chunk_len)) =
+            unsafe { (control.as_ref().cell_geometry(), control.as_ref().chunk_geometry()) };
         let ring_end = RING_START.checked_add(layout.len_bytes())?;
-        let place = Placement::new(ring_end, count.try_into().ok()?, chunk_len.try_into().ok()?)?;
+        let cells = StorePlace::new(ring_end, cells.try_into().ok()?, cell_len.try_into().ok()?)?;
+        let place = Placement::new(cells.end, count.try_into().ok()?, chunk_len.try_into().ok()?)?;
         if place.end > segment.body_len() {
             return None;
         }
         let bulk = (place.count > 0).then(|| Bulk::new(segment.body(), place));
+        let store = (cells.count > 0).then(|| Store::new(segment.body(), cells));
+        if store.is_some() && layout.payload_len() != lease::SLOT_BYTES {
+            return None;
+        }
         // SAFETY: the ring fits into the body behind the control block, 64-aligned; every process that attaches
         // reads the same geometry, and one that changed it would break only messages.
         let ring = unsafe { Ring::attach(segment.body().add(RING_START), layout) };
-        Some(Self { control, ring, layout, bulk, budget: place.len_bytes() })
+        Some(Self { control, ring, layout, bulk, store, budget: place.len_bytes() })
+    }
+
+    /// Bytes of a message in a slot or cell.
+    fn payload_len(&self) -> usize {
+        self.store.map_or(self.layout.payload_len(), |store| store.payload_len())
+    }
+
+    /// Whether the tag of a run says that nobody will come for it.
+    pub(crate) fn is_over(&self, tag: u64) -> bool {
+        match &self.store {
+            None => self.ring.is_released(tag),
+            Some(store) => store.is_over(tag),
+        }
     }
 }
 
@@ -144,6 +190,9 @@ fn sweep(segment: &Segment, dead: u16) -> bool {
     let control = unsafe { body.control.as_ref() };
     body.ring.recover_owner(dead);
     shm_core::crash_point!("queue.sweep.recovered");
+    if let Some(store) = &body.store {
+        lease::sweep(store, &body.ring, control, dead);
+    }
     bulk::sweep(&body, control, dead);
     member::sweep(segment, control, dead);
     true
@@ -154,25 +203,25 @@ fn spec(layout_hash: u64, body_len: usize) -> Spec {
 }
 
 impl End {
-    /// Creates a queue and its first two ends, with chunks of `budget` bytes in all, each of at least `chunk_len`.
-    pub(crate) fn pair(
-        shape: &Shape,
-        capacity: usize,
-        payload_len: usize,
-        budget: usize,
-        chunk_len: usize,
-    ) -> Result<(Self, Self), Error> {
+    /// Creates a queue and its first two ends.
+    pub(crate) fn pair(shape: &Shape, sizes: Sizes) -> Result<(Self, Self), Error> {
+        let Sizes { capacity, payload_len, budget, chunk_len, cells } = sizes;
+        // Of cells too: the ring's limits are theirs.
         let layout = Layout::new(capacity, payload_len)?;
+        let layout = cells.map_or(Ok(layout), |_| Layout::new(capacity, lease::SLOT_BYTES))?;
         // Both numbers are far below usize::MAX: see the ring's limits.
         let ring_end = RING_START + layout.len_bytes();
-        let place = Placement::for_budget(ring_end, budget, chunk_len).ok_or(Error::byte_budget(budget))?;
+        let count = cells.unwrap_or(0);
+        let cells = StorePlace::new(ring_end, count, payload_len).ok_or(Error::unfinished(count))?;
+        let place = Placement::for_budget(cells.end, budget, chunk_len).ok_or(Error::byte_budget(budget))?;
         let segment = Segment::create_sparse(&spec(shape.layout, place.end), place.chunks, |body| {
             // SAFETY: the body is page-aligned, zeroed and long enough; zeroes are a valid control block.
             let control = unsafe { body.cast::<Control>().as_ref() };
             control.set_geometry(&layout);
+            control.set_cell_geometry(&cells);
             control.set_chunk_geometry(&place);
         })?;
-        let limit = (shape.limit)(layout.payload_len()).expect("the codec chose the payload");
+        let limit = (shape.limit)(payload_len).expect("the codec chose the payload");
         let body = Body::of(&segment).expect("the geometry was just written");
         Ok((
             Self::new(&segment, &body, Side::Sender, limit),
@@ -188,7 +237,10 @@ impl End {
     ) -> Result<Self, travel::Refused> {
         let segment = Segment::attach(descriptor, &spec(shape.layout, RING_START + 1))?;
         let body = Body::of(&segment).ok_or(travel::Refused::Geometry)?;
-        let payload_len = body.layout.payload_len();
+        let payload_len = body.payload_len();
+        if body.store.is_some() != shape.leased {
+            return Err(travel::Refused::Geometry);
+        }
         let limit = (shape.limit)(payload_len).ok_or(travel::Refused::Geometry)?;
         if body.bulk.is_some() && payload_len < bulk::PREFIX + bulk::Reference::LEN {
             return Err(travel::Refused::Geometry);
@@ -200,6 +252,7 @@ impl End {
         Self {
             ring: body.ring,
             bulk: body.bulk.map(Arc::new),
+            leasing: body.store.map(Leasing::new),
             limit,
             longest: limit.max(body.budget),
             cursor: Cursor::new(),
@@ -269,7 +322,7 @@ impl End {
     pub(crate) fn is_ready(&self) -> bool {
         match self.side() {
             Side::Sender => self.len() < self.capacity(),
-            Side::Receiver => self.ring.is_ready(&self.cursor),
+            Side::Receiver => self.ring.is_ready(&self.cursor) || self.control().has_returned(),
         }
     }
 
@@ -379,6 +432,7 @@ impl Clone for End {
         Self {
             ring: self.ring,
             bulk: self.bulk.clone(),
+            leasing: self.leasing.clone(),
             limit: self.limit,
             longest: self.longest,
             cursor: self.cursor.clone(),

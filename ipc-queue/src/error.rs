@@ -8,6 +8,7 @@ pub use recv::{RecvBatchError, RecvError, RecvTimeoutError, TryRecvError};
 pub(crate) use send::{Failure, Halt};
 pub use send::{SendBatchError, SendError, SendTimeoutError, TrySendError};
 
+use crate::cells::MAX_CELLS;
 use crate::parcel::Hand;
 use crate::ring::LayoutError;
 use shm_core::SegmentError;
@@ -34,12 +35,17 @@ enum Kind {
     Layout(LayoutError),
     SlotBytes { asked: usize, limit: usize },
     ByteBudget(usize),
+    Unfinished(usize),
     Segment(SegmentError),
 }
 
 impl Error {
     pub(crate) fn slot_bytes(asked: usize, limit: usize) -> Self {
         Self(Box::new(Kind::SlotBytes { asked, limit }))
+    }
+
+    pub(crate) fn unfinished(asked: usize) -> Self {
+        Self(Box::new(Kind::Unfinished(asked)))
     }
 
     pub(crate) fn byte_budget(asked: usize) -> Self {
@@ -53,6 +59,11 @@ impl Error {
             Kind::Segment(error) => error.is_too_large(),
             _ => false,
         }
+    }
+
+    /// The number of unacknowledged messages is below the capacity or beyond the limit.
+    pub fn is_unfinished(&self) -> bool {
+        matches!(*self.0, Kind::Unfinished(_))
     }
 
     /// The capacity is zero or beyond the limit.
@@ -107,6 +118,12 @@ impl fmt::Display for Error {
                 write!(f, "slots of {asked} bytes are not between 1 and {limit}")
             }
             Kind::ByteBudget(asked) => write!(f, "a byte budget of {asked} bytes cannot be had"),
+            Kind::Unfinished(asked) => {
+                write!(
+                    f,
+                    "{asked} unacknowledged messages are fewer than the capacity, or more than {MAX_CELLS}"
+                )
+            }
             Kind::Segment(error) => write!(f, "the queue's shared memory cannot be set up: {error}"),
         }
     }
@@ -132,6 +149,7 @@ pub struct EncodeError {
 enum EncodeKind {
     Codec(postcard::Error),
     Handle(DepositError),
+    Once,
 }
 
 impl EncodeError {
@@ -143,10 +161,14 @@ impl EncodeError {
         Self { kind: EncodeKind::Handle(error) }
     }
 
+    pub(crate) fn once() -> Self {
+        Self { kind: EncodeKind::Once }
+    }
+
     /// The message contains handles (senders, shared memory) that cannot wait for the receiver: there are too many in
     /// it, or too many of this process's wait already (a quarter of the descriptors that it may open).
     pub fn is_handle(&self) -> bool {
-        matches!(self.kind, EncodeKind::Handle(_))
+        matches!(self.kind, EncodeKind::Handle(_) | EncodeKind::Once)
     }
 }
 
@@ -155,6 +177,9 @@ impl fmt::Display for EncodeError {
         match &self.kind {
             EncodeKind::Codec(_) => f.write_str("the message cannot be serialised"),
             EncodeKind::Handle(error) => write!(f, "the handles in the message cannot be sent: {error}"),
+            EncodeKind::Once => {
+                f.write_str("handles arrive once, so a message that may be delivered again cannot have some")
+            }
         }
     }
 }
@@ -165,6 +190,7 @@ impl std::error::Error for EncodeError {
             EncodeKind::Codec(error) => Some(error),
             // The message has said the rest already.
             EncodeKind::Handle(error) => error.source(),
+            EncodeKind::Once => None,
         }
     }
 }

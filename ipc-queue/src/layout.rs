@@ -1,14 +1,17 @@
 //! The body of a queue's segment.
 //!
 //! ```text
-//! 0      geometry    capacity, payload bytes of a slot, chunks and their length: written once, before anybody else can attach
-//! 128    gone        which sides nobody holds any more; the epoch of handles that travelled
+//! 0      geometry    capacity, payload bytes of a slot, chunks and their length, cells and their length: written once, before
+//!                    anybody else can attach
+//! 128    gone        which sides nobody holds any more; the epoch of handles that travelled; whether leased messages came back
 //! 256    not_empty   where receivers sleep
 //! 384    not_full    where senders sleep
 //! 512    freed       where senders sleep that wait for chunks; how often some were freed; pages with memory behind them
-//! 640    counts      per participant: how many senders and receivers its process holds, and how many messages with
+//! 640    drained     where senders sleep that wait until every message is acknowledged
+//! 768    counts      per participant: how many senders and receivers its process holds, and how many messages with
 //!                    handles it has in hand
-//! 12928  ring        slots
+//! 13056  ring        slots
+//! ...    cells       of at-least-once queues: see `lease/store.rs`
 //! ...    tables      per chunk: word, tag, how many of its first pages have memory behind them
 //! ...    chunks      page-aligned; memory is put behind them when they are used
 //! ```
@@ -17,6 +20,7 @@
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use crate::chunks::MAX_CHUNKS;
+use crate::lease::StorePlace;
 use crate::ring::Layout;
 use shm_core::segment::MAX_PARTICIPANTS;
 use shm_core::sync::{AtomicU32, AtomicU64, Ordering};
@@ -26,7 +30,7 @@ use std::mem::offset_of;
 /// What a segment of this crate says it is.
 pub(crate) const KIND: u32 = u32::from_le_bytes(*b"ipcq");
 /// Changes whenever bodies of old and new programs would misunderstand each other.
-pub(crate) const VERSION: u64 = 3;
+pub(crate) const VERSION: u64 = 4;
 /// Where the ring starts in the body.
 pub(crate) const RING_START: usize = size_of::<Control>();
 
@@ -131,10 +135,13 @@ pub(crate) struct Control {
     payload_len: AtomicU64,
     chunks: AtomicU64,
     chunk_len: AtomicU64,
+    cells: AtomicU64,
+    cell_len: AtomicU64,
     gone: Line<Gone>,
     pub(crate) not_empty: Line<WaitLine>,
     pub(crate) not_full: Line<WaitLine>,
     pub(crate) freed: Line<Freed>,
+    pub(crate) drained: Line<WaitLine>,
     counts: [Counts; MAX_PARTICIPANTS as usize + 1],
 }
 
@@ -150,6 +157,8 @@ struct Gone {
     sides: AtomicU32,
     /// Counts the steps of travelling handles, so that a scan notices that one moved behind its back.
     epoch: AtomicU64,
+    /// Leased messages may have come back: not 0.
+    returned: AtomicU32,
 }
 
 /// The waiting for chunks.
@@ -203,11 +212,45 @@ impl Control {
         (self.chunks.load(Ordering::Relaxed), self.chunk_len.load(Ordering::Relaxed))
     }
 
+    /// Writes number and payload length of the cells, likewise. Without it there are none.
+    pub(crate) fn set_cell_geometry(&self, cells: &StorePlace) {
+        // Relaxed: as above.
+        self.cells.store(cells.count as u64, Ordering::Relaxed);
+        self.cell_len.store(cells.payload_len as u64, Ordering::Relaxed);
+    }
+
+    /// Number and payload length of the cells, likewise.
+    pub(crate) fn cell_geometry(&self) -> (u64, u64) {
+        // Relaxed: as above.
+        (self.cells.load(Ordering::Relaxed), self.cell_len.load(Ordering::Relaxed))
+    }
+
+    /// Some leased messages came back: tells receivers to look, and wakes them.
+    pub(crate) fn note_returned(&self) {
+        // SYNC returned: behind the cells' words; pairs with `take_returned_notice`.
+        self.gone.0.returned.store(1, Ordering::Release);
+        self.not_empty.0.notify_all();
+    }
+
+    /// Whether leased messages may have come back.
+    #[inline(always)]
+    pub(crate) fn has_returned(&self) -> bool {
+        // Relaxed: `take_returned_notice` looks again.
+        self.gone.0.returned.load(Ordering::Relaxed) != 0
+    }
+
+    /// Takes the notice that messages came back: the caller looks at all cells, and repeats the notice if it finds one.
+    pub(crate) fn take_returned_notice(&self) -> bool {
+        // SYNC returned: pairs with `note_returned`.
+        self.gone.0.returned.swap(0, Ordering::AcqRel) != 0
+    }
+
     /// Wakes everybody who sleeps on this side.
     pub(crate) fn wake_all(&self, side: Side) {
         self.sleeps(side).notify_all();
         if side == Side::Sender {
             self.freed.0.line.notify_all();
+            self.drained.0.notify_all();
         }
     }
 
@@ -271,6 +314,7 @@ const _: () = {
     assert!(offset_of!(Control, not_empty) == 256);
     assert!(offset_of!(Control, not_full) == 384);
     assert!(offset_of!(Control, freed) == 512);
-    assert!(offset_of!(Control, counts) == 640);
-    assert!(RING_START == 12928 && RING_START % 64 == 0);
+    assert!(offset_of!(Control, drained) == 640);
+    assert!(offset_of!(Control, counts) == 768);
+    assert!(RING_START == 13056 && RING_START % 64 == 0);
 };

@@ -8,6 +8,7 @@
 //! | waiting | the ring gave nothing: poll, sleep, look after the peers |
 //! | disconnect | who holds which side, and what is on its way |
 //! | bulk | chunks of memory for what does not fit a slot |
+//! | lease | cells in which messages stay until they are acknowledged |
 //! | [`spsc`](mod@spsc) | the same for one producer and one consumer, with a ring of its own |
 //! | [`ring`] | slots that carry their owner; no shared head or tail |
 //! | `shm_core::segment` | shared memory, participants, who is dead |
@@ -21,6 +22,8 @@ mod bulk;
 #[cfg(not(loom))]
 mod bytes;
 #[doc(hidden)]
+pub mod cells;
+#[doc(hidden)]
 pub mod chunks;
 #[cfg(not(loom))]
 mod codec;
@@ -32,6 +35,8 @@ mod end;
 mod error;
 #[cfg(not(loom))]
 mod layout;
+#[cfg(not(loom))]
+mod lease;
 #[cfg(not(loom))]
 mod member;
 #[cfg(not(loom))]
@@ -53,7 +58,7 @@ pub use handles::*;
 #[cfg(not(loom))]
 mod handles {
     pub use crate::builder::{
-        Builder, BytesBuilder, bounded, bounded_bytes, bounded_plain, builder, bytes_builder,
+        Builder, BytesBuilder, LeaseBuilder, bounded, bounded_bytes, bounded_plain, builder, bytes_builder,
     };
     pub use crate::bytes::{BytesReceiver, BytesRef, BytesSender, Grant};
     pub use crate::codec::{Format, Postcard, Verbatim};
@@ -61,6 +66,7 @@ mod handles {
         DecodeError, EncodeError, Error, RecvBatchError, RecvError, RecvTimeoutError, SendBatchError,
         SendError, SendTimeoutError, TryRecvError, TrySendError,
     };
+    pub use crate::lease::{DrainError, Lease, LeaseReceiver, LeaseSender, Leases};
     pub use crate::receiver::{IntoIter, Iter, PlainReceiver, Receiver, TryIter};
     pub use crate::sender::{PlainSender, Sender};
     pub use crate::spsc::{Consumer, PlainConsumer, PlainProducer, Producer, spsc, spsc_plain};

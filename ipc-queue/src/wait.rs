@@ -97,7 +97,7 @@ impl End {
         let known = self.control().is_gone(self.side().other());
         match miss {
             Miss::Exhausted => return Err(Stop::Exhausted),
-            Miss::Nothing if !known && !self.may_look() => return Err(Stop::Late),
+            Miss::Nothing | Miss::Leased if !known && !self.may_look() => return Err(Stop::Late),
             Miss::Scarce if !known && !self.is_hoard_of_the_dead() && !self.may_look() => {
                 return Err(Stop::Late);
             }
@@ -124,6 +124,7 @@ impl End {
     #[cold]
     fn look_around<R>(&self, attempt: &mut impl FnMut() -> Result<R, Miss>) -> Option<Result<R, Stop>> {
         let mut tidied = false;
+        self.look_after_the_dead();
         for _ in 0..REPAIRS {
             match attempt() {
                 Ok(done) => return Some(Ok(done)),
@@ -153,6 +154,8 @@ impl End {
                 Ok(done) => return Some(Ok(done)),
                 Err(Miss::Exhausted) => return Some(Err(Stop::Exhausted)),
                 Err(Miss::Nothing | Miss::Scarce) => break,
+                // Another one's death may bring something.
+                Err(Miss::Leased) => return None,
                 Err(Miss::Claimed(claim)) if self.recover(claim) => {}
                 Err(Miss::Claimed(claim)) if self.is_swept_elsewhere(claim) => return None,
                 // A claim that somebody else has just repaired looks different the second time.

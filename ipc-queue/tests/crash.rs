@@ -468,9 +468,19 @@ fn survivors_finish_after_a_death_at_every_point_of_the_handles() {
     let ring: BTreeSet<&str> = ipc_queue::ring::CRASH_POINTS.iter().copied().collect();
     let all = points_in_sources();
     assert!(ring.iter().all(|point| all.contains(*point)), "the ring lists points that it has not");
-    // Those of messages with handles are passed in `handles.rs`, those of `spsc` in `spsc_crash.rs`, the others in the tests
-    // of `shm-core`.
-    let others = ["segment.inherit.", "broker.", "queue.parcel.", "named.", "spsc.", "chunks.returned"];
+    // Those of messages with handles are passed in `handles.rs`, those of `spsc` in `spsc_crash.rs`, those of leases in
+    // `lease_crash.rs`, the others in the tests of `shm-core`.
+    let others = [
+        "segment.inherit.",
+        "broker.",
+        "queue.parcel.",
+        "named.",
+        "spsc.",
+        "chunks.returned",
+        "cells.",
+        "lease.",
+        "queue.sweep.cells",
+    ];
     let elsewhere = |point: &&String| {
         ring.contains(point.as_str()) || others.iter().any(|prefix| point.starts_with(prefix))
     };

@@ -1,0 +1,404 @@
+//! At-least-once queues: messages that stay until they are acknowledged.
+//!
+//! ```text
+//! send   claim a cell (waits); write; claim a ring slot (waits); QUEUED; refer to the cell in the slot
+//! recv   what came back, or: claim the slot; LEASED; release the slot; decode
+//! ack    FREE             nack, drop, death   RETURNED, and the notice that tells receivers to look
+//! ```
+//!
+//! The protocol of the cells is in [`cells`](crate::cells), with what a death leaves at each step. A message that does not fit a cell lies in a
+//! run of chunks, which the cell refers to: the run's tag names the claim of the cell, and once that claim is over, whoever needs
+//! memory frees the run. So an acknowledgement has one step that counts, and no death leaves a run without its cell's word.
+//!
+//! # Who looks after the dead
+//!
+//! Redelivery needs somebody who finds out that a process died. Receivers ask the system before they sleep and at the end
+//! of each slice, those who never sleep now and then; so does whoever waits for room or for the queue to be drained; each handle
+//! twenty times a second at most.
+//!
+//! # The end
+//!
+//! A receiver that finds the queue empty without senders may be needed still: others have messages on lease, and may die. So it
+//! waits, unless its own process has some on lease (two such processes would wait for each other).
+
+/// What both handles have in common.
+macro_rules! leased_end {
+    ($name:ident, $side:expr, $copy:expr) => {
+        impl<T, C> $name<T, C> {
+            /// How many messages are to be delivered, those included that came back; not those on lease. May be stale at once.
+            /// Looks at every cell. 0 in a forked child that cannot attach.
+            pub fn len(&self) -> usize {
+                self.end.tally().waiting
+            }
+
+            /// Whether no message is to be delivered. May be stale at once.
+            pub fn is_empty(&self) -> bool {
+                self.len() == 0
+            }
+
+            /// Whether the next `try_send` would find no room. May be stale at once.
+            pub fn is_full(&self) -> bool {
+                let tally = self.end.tally();
+                tally.waiting + tally.leased >= self.end.max_unfinished() || self.end.len() >= self.capacity()
+            }
+
+            /// How many messages were sent and are not acknowledged. May be stale at once. Looks at every cell.
+            pub fn unfinished(&self) -> usize {
+                let tally = self.end.tally();
+                tally.waiting + tally.leased
+            }
+
+            /// How many messages that were not delivered yet the queue holds at most.
+            pub fn capacity(&self) -> usize {
+                self.end.capacity()
+            }
+
+            /// How many messages may be sent and not acknowledged at a time.
+            pub fn max_unfinished(&self) -> usize {
+                self.end.max_unfinished()
+            }
+        }
+
+        impl<T, C> Clone for $name<T, C> {
+            fn clone(&self) -> Self {
+                let copy = $copy;
+                Self { end: copy(&self.end), _messages: PhantomData }
+            }
+        }
+
+        impl<T, C> fmt::Debug for $name<T, C> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.end.fmt_as(stringify!($name), f)
+            }
+        }
+
+        impl<T, C: Format<T>> Serialize for $name<T, C> {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                self.end.serialize(&Shape::leased::<T, C>(), serializer)
+            }
+        }
+
+        impl<'de, T, C: Format<T>> Deserialize<'de> for $name<T, C> {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                End::deserialize(deserializer, &Shape::leased::<T, C>(), $side).map(Self::new)
+            }
+        }
+    };
+}
+
+mod receiver;
+mod sender;
+mod store;
+
+pub use receiver::{Lease, LeaseReceiver, Leases};
+pub use sender::{DrainError, LeaseSender};
+pub(crate) use store::{Store, StorePlace, sweep};
+
+use crate::bulk::{Denied, Reference};
+use crate::cells::{Cell, Count, Place};
+use crate::codec::Format;
+use crate::end::{End, Miss};
+use crate::error::DecodeError;
+use crate::layout::Side;
+use crate::ring::PopError;
+use crate::wait::{Patience, Stop};
+use shm_core::crash_point;
+use shm_core::fork::ForkStamp;
+use shm_core::sync::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// Bytes of a slot whose message lies in a cell.
+pub(crate) const SLOT_BYTES: usize = size_of::<u64>();
+/// How often a handle asks the system at most who is alive.
+const LOOK_MICROS: u64 = 50_000;
+
+/// What an end of an at-least-once queue has beside the rest.
+#[derive(Debug)]
+pub(crate) struct Leasing {
+    store: Store,
+    /// Where to look first for a free cell.
+    next: AtomicUsize,
+    /// When this handle last asked who is alive, in microseconds; see `Member::is_due`.
+    looked: AtomicU64,
+}
+
+impl Leasing {
+    pub(crate) fn new(store: Store) -> Self {
+        Self { store, next: AtomicUsize::new(0), looked: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+}
+
+impl Clone for Leasing {
+    fn clone(&self) -> Self {
+        Self::new(self.store)
+    }
+}
+
+impl Store {
+    /// Whether the claim of a cell that the tag of a run names is over.
+    pub(crate) fn is_over(&self, tag: u64) -> bool {
+        self.cells().is_over(Place::from_bits(tag))
+    }
+}
+
+/// A cell that is being filled. Dropped, it is free again.
+struct Draft<'e> {
+    end: &'e End,
+    cell: Option<Cell>,
+    run: Option<Reference>,
+}
+
+impl Drop for Draft<'_> {
+    fn drop(&mut self) {
+        if let Some(cell) = self.cell.take() {
+            self.end.release_cell(cell, self.run);
+        }
+    }
+}
+
+/// A cell that this process has on lease. Dropped, its message goes back, unless this is a forked child: the lease is its parent's.
+struct Hold {
+    end: std::sync::Arc<End>,
+    cell: Option<Cell>,
+    run: Option<Reference>,
+    stamp: ForkStamp,
+}
+
+impl Hold {
+    fn is_here(&self) -> bool {
+        self.stamp.check().is_ok()
+    }
+
+    fn deliveries(&self) -> u32 {
+        self.cell.as_ref().map_or(0, Cell::deliveries)
+    }
+
+    /// Decodes the message; runs the user's code.
+    fn read<T, C: Format<T>>(&mut self) -> Result<T, DecodeError> {
+        let Some(cell) = &self.cell else {
+            return Err(DecodeError::reference());
+        };
+        let end = &self.end;
+        let mut limit = end.limit();
+        let mut message = C::blank();
+        C::make_room(&mut message, limit);
+        end.leasing().store.load::<T, C>(cell, &mut message, limit);
+        if C::has_handles(&message) {
+            return Err(DecodeError::reference());
+        }
+        if C::is_bulky(&message) {
+            let reference = C::reference(&message).ok_or_else(DecodeError::reference)?;
+            self.run = Some(reference);
+            C::set_fetched(&mut message, end.copy_kept(reference).ok_or_else(DecodeError::reference)?);
+            limit = end.longest();
+        }
+        C::decode(&message, limit)
+    }
+
+    /// Acknowledges the message.
+    fn finish(mut self) {
+        assert!(self.is_here(), "a forked child has not the leases of its parent");
+        if let Some(cell) = self.cell.take() {
+            self.end.acknowledge(cell, self.run);
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if let (Some(cell), true) = (self.cell.take(), self.is_here()) {
+            self.end.give_back(cell);
+        }
+    }
+}
+
+impl End {
+    fn leasing(&self) -> &Leasing {
+        self.leasing.as_ref().expect("only queues with cells have such handles")
+    }
+
+    /// Claims a cell. Waits for one as `patience` allows.
+    fn draft(&self, patience: Patience) -> Result<Draft<'_>, Stop> {
+        let leasing = self.leasing();
+        let freed = &self.control().freed.0;
+        let before = std::cell::Cell::new(None);
+        let attempt = || {
+            // SYNC chunk-count: read before the words; pairs with `note_freed`.
+            let count = freed.count.load(Ordering::Acquire);
+            // Looking at all cells takes too long for a poll.
+            if before.replace(Some(count)) == Some(count) {
+                return Err(Miss::Scarce);
+            }
+            leasing.store.cells().claim(self.me(), &leasing.next).ok_or(Miss::Scarce)
+        };
+        let claimed = attempt().or_else(|miss| self.retry_on(&freed.line, miss, patience, attempt));
+        claimed.map(|cell| Draft { end: self, cell: Some(cell), run: None })
+    }
+
+    /// Sends a message, with all its waiting.
+    fn send_leased<T, C: Format<T>>(
+        &self,
+        message: &C::Staged<'_>,
+        patience: Patience,
+    ) -> Result<(), Denied> {
+        let patience = patience.over_all();
+        let large = C::bulk(message, self.limit());
+        let mut held = large.map(|(bytes, _)| self.claim_run(bytes.len(), patience)).transpose()?;
+        if let (Some(held), Some((bytes, _))) = (&mut held, large) {
+            held.fill(bytes);
+        }
+        let mut draft = self.draft(patience).map_err(Denied::Stop)?;
+        let store = &self.leasing().store;
+        if let Some(cell) = &draft.cell {
+            match held {
+                None => store.write::<T, C>(cell, message),
+                Some(held) => {
+                    draft.run = self.keep(held, cell.place().bits());
+                    draft.run.inspect(|&run| store.refer(cell, run));
+                }
+            }
+        }
+        let mut attempt =
+            || store.push(self.ring(), self.cursor(), self.me(), &mut draft.cell).map_err(Miss::from);
+        attempt().or_else(|miss| self.retry(miss, patience, attempt)).map_err(Denied::Stop)?;
+        self.done(1);
+        Ok(())
+    }
+
+    /// A cell with a message that is this process's from now on; `None` in it for a slot that refers to no message.
+    fn pop_cell(&self) -> Result<Option<Cell>, Miss> {
+        if let Some(cell) = self.take_returned() {
+            return Ok(Some(cell));
+        }
+        match self.leasing().store.pop(self.ring(), self.cursor(), self.me()) {
+            Err(PopError::Empty) if self.is_needed_still() => Err(Miss::Leased),
+            popped => Ok(popped?),
+        }
+    }
+
+    /// A message that came back.
+    #[inline(always)]
+    fn take_returned(&self) -> Option<Cell> {
+        if self.control().has_returned() { self.look_for_returned() } else { None }
+    }
+
+    #[cold]
+    fn look_for_returned(&self) -> Option<Cell> {
+        if !self.control().take_returned_notice() {
+            return None;
+        }
+        crash_point!("lease.notice_taken");
+        let found = self.leasing().store.cells().take_returned(self.me());
+        if found.is_some() {
+            // There may be more.
+            self.control().note_returned();
+        }
+        found
+    }
+
+    /// Whether the senders are gone, but others have messages on lease that may come back.
+    fn is_needed_still(&self) -> bool {
+        if !self.control().is_gone(Side::Sender) {
+            return false;
+        }
+        let mut others = false;
+        for lessee in self.leasing().store.cells().lessees() {
+            if lessee == self.me() {
+                return false;
+            }
+            others = true;
+        }
+        others || self.control().has_returned()
+    }
+
+    /// Takes a message on lease, with all its waiting. `None` in it for a slot that refers to no message.
+    fn lease_cell(&self, patience: Patience) -> Result<Option<Cell>, Stop> {
+        self.check()?;
+        let attempt = || self.pop_cell();
+        let cell = attempt().or_else(|miss| self.retry(miss, patience, attempt))?;
+        self.done(1);
+        if self.ticket() & 63 == 0 {
+            self.look_after_the_dead();
+        }
+        Ok(cell)
+    }
+
+    /// Brings back what dead processes had in hand, if it is time to ask. Not only lessees: one that died between the claim of a
+    /// slot and its lease is in no cell.
+    #[cold]
+    pub(crate) fn look_after_the_dead(&self) {
+        if self.leasing.as_ref().is_some_and(|leasing| self.is_due(&leasing.looked, LOOK_MICROS)) {
+            self.segment().sweep();
+        }
+    }
+
+    fn acknowledge(&self, cell: Cell, run: Option<Reference>) {
+        self.release_cell(cell, run);
+        self.control().drained.0.notify_all();
+        if self.control().is_gone(Side::Sender) {
+            // Receivers may be waiting for this one to come back.
+            self.control().wake_all(Side::Receiver);
+        }
+    }
+
+    fn release_cell(&self, cell: Cell, run: Option<Reference>) {
+        self.leasing().store.cells().release(cell);
+        if let Some(run) = run {
+            self.free_kept(run);
+        }
+        self.control().note_freed();
+    }
+
+    fn give_back(&self, cell: Cell) {
+        self.leasing().store.cells().give_back(cell);
+        self.control().note_returned();
+    }
+
+    /// How many messages are where; none in a forked child that cannot attach.
+    fn tally(&self) -> Count {
+        self.check().map_or(Count::default(), |()| self.leasing().store.cells().tally())
+    }
+
+    fn max_unfinished(&self) -> usize {
+        self.leasing().store.cells().count()
+    }
+
+    /// Waits until every message is acknowledged.
+    fn wait_drained(&self, deadline: Option<Instant>) -> Result<(), DrainError> {
+        self.check().map_err(|_| DrainError::Forked)?;
+        let control = self.control();
+        let cells = self.leasing().store.cells();
+        let seen = std::cell::RefCell::new(Vec::new());
+        let look = || cells.is_drained(&mut seen.borrow_mut()).then_some(Ok(()));
+        if let Some(done) = look() {
+            return done;
+        }
+        let before = std::cell::Cell::new(None);
+        let poll = || {
+            // SYNC chunk-count: read before the words; pairs with `note_freed`.
+            let count = control.freed.0.count.load(Ordering::Acquire);
+            // Looking at all cells takes too long for a poll.
+            if before.replace(Some(count)) == Some(count) { None } else { look() }
+        };
+        let check = || {
+            self.look_after_the_dead();
+            let alone = self.is_alone();
+            look().or(alone.then_some(Err(DrainError::Disconnected)))
+        };
+        let progress = self.ticket();
+        control
+            .drained
+            .0
+            .wait(&self.pace, progress, deadline, poll, check)
+            .unwrap_or(Err(DrainError::Timeout))
+    }
+}
+
+/// As long as `timeout` from now; a deadline beyond the end of time is none.
+fn deadline_in(timeout: Duration) -> Option<Instant> {
+    Instant::now().checked_add(timeout)
+}
