@@ -114,7 +114,7 @@ impl Word {
 
     /// Delivered once more, to `me`.
     fn delivered(self, me: u16) -> Self {
-        let more = u64::from(self.deliveries() < MAX_DELIVERIES as u32);
+        let more = u64::from(u64::from(self.deliveries()) < MAX_DELIVERIES);
         let word = self.to(State::Leased, me);
         Self(word.0 + (more << DELIVERIES_SHIFT))
     }

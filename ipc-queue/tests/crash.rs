@@ -52,8 +52,8 @@ impl<'de> Deserialize<'de> for Padding {
 
 /// Three chunks.
 const LARGE: usize = 150_000;
-/// Three of these are more than may lie idle.
-const HUGE: usize = 6 << 20;
+/// More than may lie idle.
+const HUGE: usize = 17 << 20;
 
 const PARENT: u8 = 0;
 const FORERUNNER: u8 = 1;
@@ -257,7 +257,7 @@ fn scenarios(point: &str) -> Vec<Scenario<'_>> {
             large(consumer(TAKES_BATCHES, 2)),
         ],
         "queue.bulk.trimming" => {
-            vec![Scenario { padding: HUGE, capacity: 4, queued: 4, ..consumer(TAKES_ONE_BY_ONE, 1) }]
+            vec![Scenario { padding: HUGE, capacity: 1, queued: 1, ..consumer(TAKES_ONE_BY_ONE, 1) }]
         }
         "queue.sweep.chunks" => vec![
             consumer_after_death(TAKES_ONE_BY_ONE),
