@@ -7,6 +7,8 @@
 //! instruction only the first of the outcomes will do, after the last only the last, and each must occur.
 //! `operations` has them all; a new one takes a queue, a line that uses it, and the outcomes.
 //!
+//! `stopped` has the same victims stopped instead, for seconds: they are alive, and what they have claimed is theirs.
+//!
 //! # Why not all instructions are tried each time
 //!
 //! Survivors know of a dead process what lies in the queue's memory, and what the kernel keeps (locks, descriptors,
@@ -51,6 +53,9 @@ mod memory;
 #[cfg(target_arch = "x86_64")]
 #[path = "every_instruction/operations.rs"]
 mod operations;
+#[cfg(target_arch = "x86_64")]
+#[path = "every_instruction/stopped.rs"]
+mod stopped;
 #[cfg(target_arch = "x86_64")]
 #[path = "every_instruction/tracer.rs"]
 mod tracer;

@@ -143,7 +143,7 @@ impl Forerunner {
     /// Kills it after it has changed the memory of its queue so often. `None` if it went astray: then nobody knows where it
     /// died, and another one must try on another queue.
     pub(crate) fn dies(mut self, parcel: Parcel, after_changes: u32) -> Option<()> {
-        let mut memory = Memory::of(&parcel);
+        let mut memory = Memory::of(parcel.descriptor());
         self.victim.give(parcel);
         self.victim.meet();
         memory.has_changed();

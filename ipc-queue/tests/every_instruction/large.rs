@@ -104,7 +104,7 @@ impl Bytes {
     }
 
     fn scene(self, parcel: Parcel) -> Scene<Self> {
-        Scene { memory: Memory::of(&parcel), survivors: self, parcel, watch: |_| () }
+        Scene { memory: Memory::of(parcel.descriptor()), survivors: self, parcel, watch: |_| () }
     }
 
     /// Takes what is there; then all chunks serve as if nobody had died. Returns the last byte of each message.

@@ -91,7 +91,7 @@ impl Line {
 
     /// A scene with this queue, whose victim gets `parcel`.
     pub(crate) fn scene(self, parcel: Parcel) -> Scene<Self> {
-        Scene { memory: Memory::of(&parcel), survivors: self, parcel, watch: |_| () }
+        Scene { memory: Memory::of(parcel.descriptor()), survivors: self, parcel, watch: |_| () }
     }
 
     /// Everything that is queued.

@@ -2,12 +2,11 @@
 #![allow(unsafe_code, reason = "looks at shared memory as bytes")]
 #![allow(dead_code, reason = "each test binary uses its part")]
 
-use super::tracer::Parcel;
 use memmap2::MmapRaw;
 use rustix::fs::{SeekFrom, seek};
 use std::fs::File;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// Where the registry of a segment has its words (see `shm_core::registry`), and how many it has before the first entry.
 const REGISTRY: usize = 4096;
@@ -31,10 +30,10 @@ struct Contents {
 }
 
 impl Memory {
-    /// The memory of the first handle in the parcel.
-    pub(crate) fn of(parcel: &Parcel) -> Self {
+    /// The memory that a descriptor leads to which came with a handle.
+    pub(crate) fn of(descriptor: BorrowedFd<'_>) -> Self {
         // Another description of the file: that one says that a handle is on its way.
-        let path = format!("/proc/self/fd/{}", parcel.descriptor().as_raw_fd());
+        let path = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
         let file = File::options().read(true).write(true).open(path).expect("procfs");
         let map = MmapRaw::map_raw(&file).expect("mapped");
         let mut memory = Self { file, map, seen: Contents::default(), now: Contents::default() };

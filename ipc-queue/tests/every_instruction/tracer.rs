@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use shm_core::handle::{ReceiveSession, SendSession};
 use shm_core::socket;
 use std::mem::offset_of;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// What a stop for a system call has in place of the signal.
@@ -66,11 +66,11 @@ impl Parcel {
     }
 
     /// The first descriptor: it leads to the memory of the first handle's queue.
-    pub(crate) fn descriptor(&self) -> &OwnedFd {
-        &self.descriptors[0]
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.descriptors[0].as_fd()
     }
 
-    pub(crate) fn send(self, socket: impl AsFd) {
+    fn send(self, socket: impl AsFd) {
         let descriptors: Vec<_> = self.descriptors.iter().map(AsFd::as_fd).collect();
         socket::send(socket.as_fd(), &self.bytes, &descriptors, None).expect("the other end is there");
     }
@@ -80,6 +80,11 @@ impl Parcel {
             socket::recv(socket.as_fd(), None).expect("the socket works").expect("the other end is there");
         Self { bytes, descriptors }
     }
+}
+
+/// In a victim: tells its parent something.
+pub(crate) fn report(socket: impl AsFd, what: &impl Serialize) {
+    Parcel::pack(what).send(socket);
 }
 
 /// In a victim: stops it, until the tracer has seen it.
@@ -126,8 +131,8 @@ impl Victim {
         parcel.send(&self.socket);
     }
 
-    /// What the victim gives back.
-    pub(crate) fn take<T: DeserializeOwned>(&self) -> T {
+    /// What the victim reports next.
+    pub(crate) fn reported<T: DeserializeOwned>(&self) -> T {
         Parcel::receive(&self.socket).unpack()
     }
 
@@ -194,15 +199,22 @@ impl Victim {
         self.end();
     }
 
-    /// Leaves the victim to itself, stopped.
+    /// Leaves the victim to itself, stopped as by SIGSTOP.
     pub(crate) fn leave_stopped(&mut self) {
         // SAFETY: the victim is stopped; see `request`.
         unsafe { self.request(libc::PTRACE_DETACH, 0, Signal::STOP.as_raw().into()) };
+        let status = waitpid(Some(self.pid), WaitOptions::UNTRACED).expect("collected").expect("a status").1;
+        assert_eq!(status.stopping_signal(), Some(Signal::STOP.as_raw()), "it does not stop: {status:?}");
     }
 
     /// Lets a victim that was left stopped go on.
     pub(crate) fn go_on(&self) {
         kill_process(self.pid, Signal::CONT).expect("a victim may go on");
+    }
+
+    /// Waits until a victim that goes on has ended by itself.
+    pub(crate) fn ends(mut self) {
+        assert_eq!(self.wait(), Halt::End);
     }
 
     fn end(&mut self) {
