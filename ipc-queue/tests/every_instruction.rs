@@ -45,6 +45,9 @@ mod harness;
 #[path = "every_instruction/large.rs"]
 mod large;
 #[cfg(target_arch = "x86_64")]
+#[path = "every_instruction/leases.rs"]
+mod leases;
+#[cfg(target_arch = "x86_64")]
 #[path = "every_instruction/line.rs"]
 mod line;
 #[cfg(target_arch = "x86_64")]
