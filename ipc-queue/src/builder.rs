@@ -1,7 +1,7 @@
 //! Making queues.
 
 use crate::bytes;
-use crate::codec::{Format, Postcard, Transfer, Verbatim};
+use crate::codec::{Custom, Format, Postcard, Verbatim};
 use crate::end::{End, Shape, Sizes};
 use crate::error::Error;
 use crate::ring::MAX_PAYLOAD;
@@ -12,6 +12,7 @@ use crate::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shm_core::Plain;
+use shm_core::codec::Codec;
 use std::marker::PhantomData;
 
 /// The longest message in a slot unless [`Builder::slot_bytes`] says otherwise.
@@ -69,7 +70,7 @@ pub fn bounded_plain<T: Plain>(capacity: usize) -> Result<(PlainSender<T>, Plain
     create::<T, Verbatim>(capacity, size_of::<T>(), 0)
 }
 
-/// Starts to describe a queue of messages of any serde type.
+/// Starts to describe a queue of messages of any serde type, or of any type with a [codec](Builder::codec).
 ///
 /// # Examples
 ///
@@ -80,7 +81,7 @@ pub fn bounded_plain<T: Plain>(capacity: usize) -> Result<(PlainSender<T>, Plain
 /// assert_eq!(rx.recv()?.len(), 4000);
 /// # Ok(()) }
 /// ```
-pub fn builder<T: Serialize + DeserializeOwned>() -> Builder<T> {
+pub fn builder<T>() -> Builder<T> {
     Builder {
         capacity: DEFAULT_CAPACITY,
         slot_bytes: DEFAULT_SLOT_BYTES,
@@ -90,14 +91,14 @@ pub fn builder<T: Serialize + DeserializeOwned>() -> Builder<T> {
 }
 
 /// Describes a queue; made by [`builder`].
-pub struct Builder<T> {
+pub struct Builder<T, C = Postcard> {
     capacity: usize,
     slot_bytes: usize,
     byte_budget: usize,
-    _messages: PhantomData<fn(T) -> T>,
+    _messages: PhantomData<fn(T) -> C>,
 }
 
-impl<T: Serialize + DeserializeOwned> Builder<T> {
+impl<T, C> Builder<T, C> {
     /// How many messages the queue holds at most; 1024 if not set.
     pub fn capacity(mut self, capacity: usize) -> Self {
         self.capacity = capacity;
@@ -131,13 +132,61 @@ impl<T: Serialize + DeserializeOwned> Builder<T> {
         self
     }
 
+    /// Turns messages into bytes with a codec of your own instead of postcard. The message's type need not be serde's then.
+    /// A message that the codec refuses takes no place in the queue and comes back with the error; bytes that it refuses are
+    /// in the receiver's error, and the queue goes on. If the codec panics, at most the messages of that call are lost.
+    ///
+    /// # Across processes
+    ///
+    /// Both ends must be of the same [`Codec::ID`]: a handle of a queue of another does not deserialise.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use ipc_queue::{Codec, Sink};
+    ///
+    /// struct Job { number: u32, name: String }          // nothing of serde
+    ///
+    /// enum JobCodec {}
+    ///
+    /// impl Codec<Job> for JobCodec {
+    ///     const ID: u64 = 0x5f0c_9d3a_1e77_b264;
+    ///     type Error = std::io::Error;
+    ///
+    ///     fn encode(job: &Job, out: &mut Sink<'_>) -> Result<(), Self::Error> {
+    ///         out.put(&job.number.to_le_bytes());
+    ///         out.put(job.name.as_bytes());
+    ///         Ok(())
+    ///     }
+    ///
+    ///     fn decode(bytes: &[u8]) -> Result<Job, Self::Error> {
+    ///         let (number, name) = bytes.split_first_chunk().ok_or(std::io::ErrorKind::UnexpectedEof)?;
+    ///         let name = std::str::from_utf8(name).map_err(std::io::Error::other)?;
+    ///         Ok(Job { number: u32::from_le_bytes(*number), name: name.into() })
+    ///     }
+    /// }
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (tx, rx) = ipc_queue::builder::<Job>().codec::<JobCodec>().capacity(8).build()?;
+    /// tx.send(Job { number: 7, name: "seven".into() })?;
+    /// let job = rx.recv()?;
+    /// assert_eq!((job.number, &*job.name), (7, "seven"));
+    /// # Ok(()) }
+    /// ```
+    pub fn codec<D: Codec<T>>(self) -> Builder<T, Custom<D>> {
+        let Self { capacity, slot_bytes, byte_budget, _messages } = self;
+        Builder { capacity, slot_bytes, byte_budget, _messages: PhantomData }
+    }
+}
+
+impl<T, C: Format<T>> Builder<T, C> {
     /// Creates the queue.
     ///
     /// # Errors
     ///
     /// [`Error`]: a number out of range, too little memory, no descriptors left, no `/proc`.
-    pub fn build(self) -> Result<(Sender<T>, Receiver<T>), Error> {
-        create::<T, Postcard>(self.capacity, self.checked_slot_bytes()?, self.byte_budget)
+    pub fn build(self) -> Result<Ends<T, C>, Error> {
+        create::<T, C>(self.capacity, self.checked_slot_bytes()?, self.byte_budget)
     }
 
     /// Creates a queue of one producer and one consumer; see [`spsc`](crate::spsc()). Its messages lie in slots; the byte
@@ -146,8 +195,8 @@ impl<T: Serialize + DeserializeOwned> Builder<T> {
     /// # Errors
     ///
     /// As [`Builder::build`].
-    pub fn build_spsc(self) -> Result<(Producer<T>, Consumer<T>), Error> {
-        crate::spsc::create::<T, Postcard>(self.capacity, self.checked_slot_bytes()?)
+    pub fn build_spsc(self) -> Result<SpscEnds<T, C>, Error> {
+        crate::spsc::create::<T, C>(self.capacity, self.checked_slot_bytes()?)
     }
 
     /// Makes it a queue whose messages stay until they are acknowledged: what a dead receiver had in hand is delivered again.
@@ -163,13 +212,13 @@ impl<T: Serialize + DeserializeOwned> Builder<T> {
     /// lease.ack();
     /// # Ok(()) }
     /// ```
-    pub fn at_least_once(self) -> LeaseBuilder<T> {
+    pub fn at_least_once(self) -> LeaseBuilder<T, C> {
         LeaseBuilder { queue: self, unfinished: None }
     }
 
     fn checked_slot_bytes(&self) -> Result<usize, Error> {
         // The codec's own bytes count too.
-        let limit = <Postcard as Transfer<T>>::limit(MAX_PAYLOAD).unwrap_or(0);
+        let limit = C::limit(MAX_PAYLOAD).unwrap_or(0);
         if !(1..=limit).contains(&self.slot_bytes) {
             return Err(Error::slot_bytes(self.slot_bytes, limit));
         }
@@ -177,7 +226,7 @@ impl<T: Serialize + DeserializeOwned> Builder<T> {
     }
 }
 
-impl<T> std::fmt::Debug for Builder<T> {
+impl<T, C> std::fmt::Debug for Builder<T, C> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Builder")
             .field("capacity", &self.capacity)
@@ -188,12 +237,12 @@ impl<T> std::fmt::Debug for Builder<T> {
 }
 
 /// Makes an at-least-once queue; see [`Builder::at_least_once`].
-pub struct LeaseBuilder<T> {
-    queue: Builder<T>,
+pub struct LeaseBuilder<T, C = Postcard> {
+    queue: Builder<T, C>,
     unfinished: Option<usize>,
 }
 
-impl<T: Serialize + DeserializeOwned> LeaseBuilder<T> {
+impl<T, C: Format<T>> LeaseBuilder<T, C> {
     /// How many messages may be sent and not acknowledged at a time, from the capacity to 2,097,152: those in the queue and those
     /// on lease. Twice the capacity unless said otherwise.
     pub fn unfinished(mut self, unfinished: usize) -> Self {
@@ -224,20 +273,20 @@ impl<T: Serialize + DeserializeOwned> LeaseBuilder<T> {
     /// # Errors
     ///
     /// As [`Builder::build`], and [`Error::is_unfinished`].
-    pub fn build(self) -> Result<(LeaseSender<T>, LeaseReceiver<T>), Error> {
+    pub fn build(self) -> Result<LeaseEnds<T, C>, Error> {
         let Builder { capacity, byte_budget: budget, .. } = self.queue;
-        let payload_len = <Postcard as Transfer<T>>::payload_len(self.queue.checked_slot_bytes()?, budget);
+        let payload_len = C::payload_len(self.queue.checked_slot_bytes()?, budget);
         let cells = self.unfinished.unwrap_or(capacity.saturating_mul(2));
         if cells < capacity {
             return Err(Error::unfinished(cells));
         }
         let sizes = Sizes { capacity, payload_len, budget, chunk_len: 0, cells: Some(cells) };
-        let (sender, receiver) = End::pair(&Shape::leased::<T, Postcard>(), sizes)?;
+        let (sender, receiver) = End::pair(&Shape::leased::<T, C>(), sizes)?;
         Ok((LeaseSender::new(sender), LeaseReceiver::new(receiver)))
     }
 }
 
-impl<T> std::fmt::Debug for LeaseBuilder<T> {
+impl<T, C> std::fmt::Debug for LeaseBuilder<T, C> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("LeaseBuilder")
             .field("queue", &self.queue)
@@ -246,7 +295,12 @@ impl<T> std::fmt::Debug for LeaseBuilder<T> {
     }
 }
 
+/// Both ends of a queue.
 type Ends<T, C> = (Sender<T, C>, Receiver<T, C>);
+/// Likewise.
+type SpscEnds<T, C> = (Producer<T, C>, Consumer<T, C>);
+/// Likewise.
+type LeaseEnds<T, C> = (LeaseSender<T, C>, LeaseReceiver<T, C>);
 
 fn create<T, C: Format<T>>(capacity: usize, slot_bytes: usize, budget: usize) -> Result<Ends<T, C>, Error> {
     let payload_len = C::payload_len(slot_bytes, budget);

@@ -15,6 +15,9 @@ use shm_core::SegmentError;
 use shm_core::broker::{Claim, DepositError, FetchError};
 use std::fmt;
 
+/// Of a codec: postcard's, or of the user's.
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
 /// Of ends that work in one process at a time.
 pub(crate) const TAKEN: &str = "this end of the queue is in use elsewhere";
 const EXHAUSTED: &str = "the queue has carried as many messages as it can number";
@@ -147,14 +150,15 @@ pub struct EncodeError {
 
 #[derive(Debug)]
 enum EncodeKind {
-    Codec(postcard::Error),
+    Codec(BoxError),
     Handle(DepositError),
     Once,
 }
 
 impl EncodeError {
-    pub(crate) fn codec(error: postcard::Error) -> Self {
-        Self { kind: EncodeKind::Codec(error) }
+    #[cold]
+    pub(crate) fn codec(error: impl Into<BoxError>) -> Self {
+        Self { kind: EncodeKind::Codec(error.into()) }
     }
 
     pub(crate) fn handle(error: DepositError) -> Self {
@@ -187,7 +191,7 @@ impl fmt::Display for EncodeError {
 impl std::error::Error for EncodeError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match &self.kind {
-            EncodeKind::Codec(error) => Some(error),
+            EncodeKind::Codec(error) => Some(&**error),
             // The message has said the rest already.
             EncodeKind::Handle(error) => error.source(),
             EncodeKind::Once => None,
@@ -212,14 +216,17 @@ impl std::error::Error for EncodeError {
 /// assert_eq!(error.bytes(), [172, 2]);
 /// # Ok(()) }
 /// ```
-pub struct DecodeError {
+pub struct DecodeError(Box<Undecoded>);
+
+/// Behind a pointer, so that results are hardly larger than their values.
+struct Undecoded {
     bytes: Vec<u8>,
     reason: DecodeReason,
 }
 
 #[derive(Debug)]
 enum DecodeReason {
-    Codec(postcard::Error),
+    Codec(BoxError),
     Trailing(usize),
     Length {
         len: usize,
@@ -229,7 +236,7 @@ enum DecodeReason {
     NoClaim,
     /// Its slot does not say where it lies.
     Reference,
-    Handles(Box<Missing>),
+    Handles(Missing),
 }
 
 /// Handles that could not be fetched.
@@ -242,12 +249,14 @@ struct Missing {
 }
 
 impl DecodeError {
+    #[cold]
     fn new(bytes: &[u8], reason: DecodeReason) -> Self {
-        Self { bytes: bytes.to_vec(), reason }
+        Self(Box::new(Undecoded { bytes: bytes.to_vec(), reason }))
     }
 
-    pub(crate) fn codec(bytes: &[u8], error: postcard::Error) -> Self {
-        Self::new(bytes, DecodeReason::Codec(error))
+    #[cold]
+    pub(crate) fn codec(bytes: &[u8], error: impl Into<BoxError>) -> Self {
+        Self::new(bytes, DecodeReason::Codec(error.into()))
     }
 
     pub(crate) fn trailing(bytes: &[u8], left: usize) -> Self {
@@ -267,12 +276,12 @@ impl DecodeError {
     }
 
     pub(crate) fn handles(bytes: &[u8], claim: Claim, error: FetchError) -> Self {
-        Self::new(bytes, DecodeReason::Handles(Box::new(Missing { claim, error, hand: None })))
+        Self::new(bytes, DecodeReason::Handles(Missing { claim, error, hand: None }))
     }
 
     /// Keeps the handles waiting if another try may fetch them.
     pub(crate) fn with_hand(mut self, hand: Option<Hand>) -> Self {
-        if let DecodeReason::Handles(missing) = &mut self.reason {
+        if let DecodeReason::Handles(missing) = &mut self.0.reason {
             missing.hand = hand.filter(|_| missing.error.is_temporary());
         }
         self
@@ -280,9 +289,10 @@ impl DecodeError {
 
     /// What another try needs, or the error as it is.
     pub(crate) fn retry(self) -> Result<(Vec<u8>, Claim, Option<Hand>), Self> {
-        match self.reason {
-            DecodeReason::Handles(missing) => Ok((self.bytes, missing.claim, missing.hand)),
-            reason => Err(Self { bytes: self.bytes, reason }),
+        let Undecoded { bytes, reason } = *self.0;
+        match reason {
+            DecodeReason::Handles(missing) => Ok((bytes, missing.claim, missing.hand)),
+            reason => Err(Self(Box::new(Undecoded { bytes, reason }))),
         }
     }
 
@@ -304,7 +314,7 @@ impl DecodeError {
     }
 
     fn missing(&self) -> Option<&FetchError> {
-        match &self.reason {
+        match &self.0.reason {
             DecodeReason::Handles(missing) => Some(&missing.error),
             _ => None,
         }
@@ -312,28 +322,28 @@ impl DecodeError {
 
     /// The bytes of the message.
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+        &self.0.bytes
     }
 
     /// The bytes of the message.
     pub fn into_bytes(self) -> Vec<u8> {
-        self.bytes
+        self.0.bytes
     }
 }
 
 impl fmt::Debug for DecodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DecodeError")
-            .field("reason", &self.reason)
-            .field("len", &self.bytes.len())
+            .field("reason", &self.0.reason)
+            .field("len", &self.0.bytes.len())
             .finish_non_exhaustive()
     }
 }
 
 impl fmt::Display for DecodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let len = self.bytes.len();
-        match &self.reason {
+        let len = self.0.bytes.len();
+        match &self.0.reason {
             DecodeReason::Codec(_) => write!(f, "a message of {len} bytes does not decode"),
             DecodeReason::Trailing(left) => {
                 write!(f, "a message of {len} bytes has {left} more than its type")
@@ -352,8 +362,8 @@ impl fmt::Display for DecodeError {
 
 impl std::error::Error for DecodeError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match &self.reason {
-            DecodeReason::Codec(error) => Some(error),
+        match &self.0.reason {
+            DecodeReason::Codec(error) => Some(&**error),
             DecodeReason::Handles(missing) => Some(&missing.error),
             _ => None,
         }

@@ -61,7 +61,7 @@ mod handles {
         Builder, BytesBuilder, LeaseBuilder, bounded, bounded_bytes, bounded_plain, builder, bytes_builder,
     };
     pub use crate::bytes::{BytesReceiver, BytesRef, BytesSender, Grant};
-    pub use crate::codec::{Format, Postcard, Verbatim};
+    pub use crate::codec::{Custom, Format, Postcard, Verbatim};
     pub use crate::error::{
         DecodeError, EncodeError, Error, RecvBatchError, RecvError, RecvTimeoutError, SendBatchError,
         SendError, SendTimeoutError, TryRecvError, TrySendError,
@@ -74,3 +74,6 @@ mod handles {
 
 #[doc(no_inline)]
 pub use shm_core::Plain;
+#[cfg(not(loom))]
+#[doc(no_inline)]
+pub use shm_core::codec::{Codec, Sink};

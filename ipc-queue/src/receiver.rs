@@ -1,12 +1,11 @@
 //! The receiving end.
 
-use crate::codec::{Format, Postcard, Verbatim, redeem};
+use crate::codec::{Format, Postcard, Verbatim};
 use crate::end::{End, Shape};
 use crate::error::{DecodeError, Dry, RecvBatchError, RecvError, RecvTimeoutError, TryRecvError};
 use crate::layout::Side;
 use crate::ring::MAX_SPAN;
 use crate::wait::{Patience, Stop};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::iter::FusedIterator;
@@ -365,7 +364,7 @@ impl<T, C: Format<T>> Receiver<T, C> {
     }
 }
 
-impl<T: Serialize + DeserializeOwned> Receiver<T> {
+impl<T, C: Format<T>> Receiver<T, C> {
     /// Tries again to fetch the handles of a message whose [`DecodeError`] is
     /// [temporary](DecodeError::is_temporary). Blocks for the process that sent it, at most for 5 seconds.
     ///
@@ -387,7 +386,7 @@ impl<T: Serialize + DeserializeOwned> Receiver<T> {
     /// ```
     pub fn redeem(&self, error: DecodeError) -> Result<T, DecodeError> {
         let (bytes, claim, hand) = error.retry()?;
-        redeem(&bytes, claim).map_err(|error| error.with_hand(hand))
+        C::redeem(&bytes, claim).map_err(|error| error.with_hand(hand))
     }
 }
 

@@ -47,7 +47,7 @@ impl fmt::Display for Refused {
             Self::Side => {
                 f.write_str("a sender arrived where a receiver was expected, or the other way round")
             }
-            Self::Layout => f.write_str("a queue arrived whose messages are of another kind or size"),
+            Self::Layout => f.write_str("a queue arrived whose messages have another codec, kind or size"),
             Self::Geometry => f.write_str("a queue arrived whose geometry does not fit its memory"),
         }
     }

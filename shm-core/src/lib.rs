@@ -16,6 +16,7 @@
 //! | [`sync`] | the only source of atomics and cells; loom's under `--cfg loom` |
 //! | [`handle`], [`socket`] | descriptors that travel beside serialised bytes |
 //! | [`broker`] | descriptors that wait with their sender, for messages without a socket |
+//! | [`codec`] | how values become bytes, if not through serde |
 //! | [`fork`] | telling a forked child from its parent |
 //! | [`portable`] | which values may live in shared memory |
 //! | [`crash`] | named steps at which a test kills its process |
@@ -23,7 +24,7 @@
 //! # Platforms
 //!
 //! Linux with `/proc` mounted. Under `--cfg loom` only [`sync`], [`futex`], [`wait`], [`owner`], [`deaths`],
-//! [`fork`], [`handle`] and [`crash`] exist.
+//! [`fork`], [`handle`], [`codec`] and [`crash`] exist.
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
@@ -32,6 +33,7 @@ compile_error!("shm-core needs 64-bit addresses");
 
 #[cfg(not(loom))]
 pub mod broker;
+pub mod codec;
 pub mod crash;
 pub mod deaths;
 pub mod futex;

@@ -9,12 +9,11 @@ use super::end::{End, Stop, Unseated};
 use super::handles::both_ends;
 use super::iter::{Iter, TryIter};
 use super::ring::Popper;
-use crate::codec::{Format, Postcard, Verbatim, redeem};
+use crate::codec::{Format, Postcard, Verbatim};
 use crate::error::{DecodeError, Dry, RecvBatchError, RecvError, RecvTimeoutError, TryRecvError};
 use crate::member::Member;
 use crate::ring::MAX_SPAN;
 use crate::wait::Patience;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::marker::PhantomData;
@@ -320,7 +319,7 @@ impl<T, C: Format<T>> Consumer<T, C> {
     }
 }
 
-impl<T: Serialize + DeserializeOwned> Consumer<T> {
+impl<T, C: Format<T>> Consumer<T, C> {
     /// Tries again to fetch the handles of a message whose [`DecodeError`] is [temporary](DecodeError::is_temporary), as
     /// [`Receiver::redeem`](crate::Receiver::redeem). Blocks for the process that sent it, at most for 5 seconds.
     ///
@@ -329,7 +328,7 @@ impl<T: Serialize + DeserializeOwned> Consumer<T> {
     /// As [`Consumer::recv`] for the message; an error of another kind comes back as it is.
     pub fn redeem(&mut self, error: DecodeError) -> Result<T, DecodeError> {
         let (bytes, claim, hand) = error.retry()?;
-        redeem(&bytes, claim).map_err(|error| error.with_hand(hand))
+        C::redeem(&bytes, claim).map_err(|error| error.with_hand(hand))
     }
 }
 

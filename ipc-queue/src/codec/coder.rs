@@ -1,0 +1,258 @@
+//! Messages that are bytes with a length.
+//!
+//! ```text
+//! slot    prefix u32: length | flags; bytes ...     so the slot's limit is its payload minus 4
+//! ```
+//!
+//! Handles in a message need descriptors, which wait with the sender (see [`shm_core::broker`]): then a flag is set, and the
+//! last bytes are the claim to the deposit. A value is first encoded as if it had no handles; one that has finds that out
+//! itself, and is encoded again.
+//!
+//! # Safety
+//!
+//! [`Packet`] has the pointers. What `encode` lets through to a slot is at most `limit` bytes long, and a length that was
+//! read from a slot is clamped to `limit` by `load` and compared with it by `decode`.
+#![allow(unsafe_code)]
+
+use super::packet::Packet;
+use super::{Custom, Limits, Postcard, Refusal, Transfer};
+use crate::bulk::{Bulky, Held, PREFIX, Reference};
+use crate::error::{DecodeError, EncodeError};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use shm_core::broker::{self, Claim, Deposit};
+use shm_core::codec::Codec;
+use shm_core::handle::{ReceiveSession, SendSession, is_receiving, is_sending};
+use std::error::Error;
+use std::os::fd::OwnedFd;
+
+/// Turns values into bytes and back; runs the user's code. What the formats of bytes differ in.
+pub(super) trait Coder<T> {
+    /// As [`Transfer::LAYOUT`].
+    const LAYOUT: u64;
+    /// Why a value has no bytes.
+    type Error: Error + Send + Sync + 'static;
+
+    /// Fills the packet.
+    fn fill(value: &T, packet: &mut Packet, limits: Limits) -> Result<(), Self::Error>;
+
+    /// As [`Coder::fill`], for what is seldom done: where the type's code is inlined there, this has its own.
+    fn fill_apart(value: &T, packet: &mut Packet, limits: Limits) -> Result<(), Self::Error> {
+        Self::fill(value, packet, limits)
+    }
+
+    /// Reads a value from all of the bytes.
+    fn read(bytes: &[u8]) -> Result<T, DecodeError>;
+
+    /// As [`Coder::read`], for what is seldom done.
+    fn read_apart(bytes: &[u8]) -> Result<T, DecodeError> {
+        Self::read(bytes)
+    }
+}
+
+/// Makes a [`Coder`] a [`Transfer`]: a macro, because a blanket implementation would overlap with that of plain data.
+macro_rules! travels_in_packets {
+    ([$($generics:tt)*] $format:ty) => {
+        impl<$($generics)*> Transfer<T> for $format {
+            type Room = Packet;
+            type Staged<'v>
+                = &'v Packet
+            where
+                T: 'v;
+            type Message = Packet;
+            const LAYOUT: u64 = <Self as Coder<T>>::LAYOUT;
+
+            fn payload_len(slot_bytes: usize, budget: usize) -> usize {
+                // Where there are chunks, a slot must be able to refer to them.
+                PREFIX.saturating_add(if budget > 0 { slot_bytes.max(Reference::LEN) } else { slot_bytes })
+            }
+
+            fn limit(payload_len: usize) -> Option<usize> {
+                payload_len.checked_sub(PREFIX)
+            }
+
+            #[inline(always)]
+            fn room() -> Packet {
+                Packet::new()
+            }
+
+            #[inline(always)]
+            fn encode<'v>(value: &'v T, packet: &'v mut Packet, limits: Limits) -> Result<&'v Packet, Refusal> {
+                encode::<T, Self>(value, packet, limits)
+            }
+
+            #[inline(always)]
+            unsafe fn store(message: &&Packet, slot: *mut u8) {
+                // SAFETY: `encode` lets through to a slot what fits it, so it has room for prefix and bytes.
+                unsafe { message.store(slot) }
+            }
+
+            #[inline(always)]
+            fn blank() -> Packet {
+                Packet::new()
+            }
+
+            #[inline(always)]
+            fn has_room(packet: &Packet, limit: usize) -> bool {
+                packet.has_room(limit)
+            }
+
+            fn make_room(packet: &mut Packet, limit: usize) {
+                packet.make_room(limit);
+            }
+
+            #[inline(always)]
+            unsafe fn load(message: &mut Packet, slot: *const u8, limit: usize) {
+                // SAFETY: as the caller promises.
+                unsafe { message.load(slot, limit) }
+            }
+
+            #[inline(always)]
+            fn decode(message: &Packet, limit: usize) -> Result<T, DecodeError> {
+                decode::<T, Self>(message, limit)
+            }
+
+            fn decode_parcel(message: &Packet, limit: usize) -> Result<T, DecodeError> {
+                decode_apart::<T, Self>(message, limit)
+            }
+
+            fn redeem(bytes: &[u8], claim: Claim) -> Result<T, DecodeError> {
+                redeem::<T, Self>(bytes, claim)
+            }
+
+            #[inline(always)]
+            fn deposit<'m, 'v>(message: &'m &'v Packet) -> Option<&'m Deposit>
+            where
+                T: 'v,
+            {
+                message.deposit()
+            }
+
+            #[inline(always)]
+            fn bulk<'m, 'v>(message: &'m &'v Packet, limit: usize) -> Option<(&'m [u8], u32)>
+            where
+                T: 'v,
+            {
+                message.bulk(limit)
+            }
+
+            #[inline(always)]
+            fn is_special(message: &Packet) -> bool {
+                message.is_special()
+            }
+
+            fn is_bulky(message: &Packet) -> bool {
+                message.is_bulky()
+            }
+
+            fn reference(message: &Packet) -> Option<Reference> {
+                message.reference()
+            }
+
+            fn set_bulky(message: &mut Packet, bulky: Option<Bulky>) {
+                message.set_bulky(bulky);
+            }
+
+            fn take_bulky(message: &mut Packet) -> Option<Bulky> {
+                message.take_bulky()
+            }
+
+            fn fetch(message: &mut Packet, held: &Held<'_>) {
+                message.set_bytes(held.copy());
+            }
+
+            fn set_fetched(message: &mut Packet, bytes: Vec<u8>) {
+                message.set_bytes(bytes);
+            }
+
+            fn shed(message: &mut Packet) {
+                message.shed();
+            }
+
+            #[inline(always)]
+            fn has_handles(message: &Packet) -> bool {
+                message.has_handles()
+            }
+        }
+    };
+}
+travels_in_packets!([T: Serialize + DeserializeOwned] Postcard);
+travels_in_packets!([T, C: Codec<T>] Custom<C>);
+
+#[inline(always)]
+fn encode<'v, T, C: Coder<T>>(
+    value: &T,
+    packet: &'v mut Packet,
+    limits: Limits,
+) -> Result<&'v Packet, Refusal> {
+    if is_sending() || C::fill(value, packet, limits).is_err() {
+        return encode_apart::<T, C>(value, packet, limits);
+    }
+    if packet.len() > limits.message {
+        return Err(Refusal::TooLarge(packet.len()));
+    }
+    Ok(packet)
+}
+
+#[inline(always)]
+fn decode<T, C: Coder<T>>(message: &Packet, limit: usize) -> Result<T, DecodeError> {
+    if message.len() > limit || is_receiving() {
+        return decode_apart::<T, C>(message, limit);
+    }
+    C::read(message.bytes(message.len()))
+}
+
+/// Fetches the handles of a message and decodes it.
+fn redeem<T, C: Coder<T>>(bytes: &[u8], claim: Claim) -> Result<T, DecodeError> {
+    let fetched = broker::fetch(&claim);
+    let descriptors = fetched.map_err(|error| DecodeError::handles(bytes, claim, error))?;
+    decode_with::<T, C>(bytes, descriptors)
+}
+
+/// Decodes a message with handles, or one whose length is wrong, or any while the thread receives something else: then
+/// the descriptors of that are none of the message's business.
+#[cold]
+fn decode_apart<T, C: Coder<T>>(message: &Packet, limit: usize) -> Result<T, DecodeError> {
+    let len = message.len_without_handles();
+    if len > limit {
+        return Err(DecodeError::length(message.bytes(limit), len, limit));
+    }
+    let bytes = message.bytes(len);
+    if !message.has_handles() {
+        return decode_with::<T, C>(bytes, Vec::new());
+    }
+    match bytes.split_last_chunk::<{ Claim::LEN }>() {
+        Some((bytes, claim)) => redeem::<T, C>(bytes, Claim::from_bytes(claim)),
+        None => Err(DecodeError::no_claim(bytes)),
+    }
+}
+
+fn decode_with<T, C: Coder<T>>(bytes: &[u8], descriptors: Vec<OwnedFd>) -> Result<T, DecodeError> {
+    let _session = ReceiveSession::begin(descriptors);
+    C::read_apart(bytes)
+}
+
+/// Encodes a value that may have handles: where there are some, deposits their descriptors and adds the claim. Apart from
+/// whatever else this thread is sending.
+#[cold]
+fn encode_apart<'v, T, C: Coder<T>>(
+    value: &T,
+    packet: &'v mut Packet,
+    limits: Limits,
+) -> Result<&'v Packet, Refusal> {
+    let session = SendSession::begin();
+    let filled = C::fill_apart(value, packet, limits);
+    filled.map_err(|error| Refusal::Encode(EncodeError::codec(error)))?;
+    let descriptors = session.finish();
+    let claim_len = if descriptors.is_empty() { 0 } else { Claim::LEN };
+    let len = packet.len().saturating_add(claim_len);
+    if len > limits.message {
+        return Err(Refusal::TooLarge(len));
+    }
+    if !descriptors.is_empty() {
+        let deposit = broker::deposit(descriptors);
+        let deposit = deposit.map_err(|error| Refusal::Encode(EncodeError::handle(error)))?;
+        packet.attach(deposit, limits);
+    }
+    Ok(packet)
+}
