@@ -17,8 +17,8 @@
 //! victim does the whole operation, while after each instruction the memory is compared with what it was; the others die
 //! after each instruction that has changed it, after each system call, before the first instruction and behind the last.
 //!
-//! With `EVERY_INSTRUCTION` set (to anything), operations on messages die after *each* instruction, the argument left
-//! aside. Attaching, detaching and sweeping have tens of thousands of them and keep to the argument.
+//! With `EVERY_INSTRUCTION` set (to anything), victims die after *each* instruction, the argument left aside: some 300,000
+//! deaths, which take minutes.
 //!
 //! A moment is named by the number of system calls before it, and by which visit of which address it is behind the last of
 //! them: forks have the same addresses, so that a breakpoint leads there at once, and only the first victim is stepped.

@@ -176,20 +176,12 @@ pub(crate) fn without_straying<T>(attempt: impl FnMut() -> Option<T>) -> T {
 impl<S, V> Operation<S, V> {
     /// Kills a victim at every moment that others can tell from the one before; in the full form after each instruction.
     pub(crate) fn die_everywhere(&self) {
-        let is_full = std::env::var_os("EVERY_INSTRUCTION").is_some();
-        self.die_at_all(if is_full { Count::All } else { Count::Changes });
-    }
-
-    /// Kills a victim at every moment that others can tell from the one before: for operations that are long.
-    pub(crate) fn die_at_changes(&self) {
-        self.die_at_all(Count::Changes);
-    }
-
-    fn die_at_all(&self, count: Count) {
         let _alone = alone();
         if !is_permitted() {
             return;
         }
+        let is_full = std::env::var_os("EVERY_INSTRUCTION").is_some();
+        let count = if is_full { Count::All } else { Count::Changes };
         let start = Instant::now();
         // What a process does once in its life is done when the first victim is forked, as for all others.
         drop((self.prepare)());

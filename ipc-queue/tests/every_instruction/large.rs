@@ -81,7 +81,7 @@ fn chunks_of_the_dead_are_freed_however_often_their_sweeper_dies() {
             outcome
         },
     };
-    sweep.die_at_changes();
+    sweep.die_everywhere();
 }
 
 /// Chunks of the queues below, and bytes of a message that takes two of them; there is always room for one more.

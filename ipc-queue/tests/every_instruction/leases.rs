@@ -260,7 +260,7 @@ fn a_sweep(name: &'static str, prepare: fn() -> Scene<AfterDeath>) {
             outcome
         },
     };
-    sweep.die_at_changes();
+    sweep.die_everywhere();
 }
 
 #[test]

@@ -197,7 +197,7 @@ fn a_process_that_dies_while_it_attaches_leaves_nothing_to_wait_for() {
         operate: Arrival::unpack,
         check: |line, memory| only_the_registry_tells(line, memory, ATTACHES),
     };
-    attach.die_at_changes();
+    attach.die_everywhere();
     let attach = Operation {
         name: "attach a receiver",
         outcomes: &ATTACHES,
@@ -206,7 +206,7 @@ fn a_process_that_dies_while_it_attaches_leaves_nothing_to_wait_for() {
         operate: Arrival::unpack,
         check: |line, memory| only_the_registry_tells(line, memory, ATTACHES),
     };
-    attach.die_at_changes();
+    attach.die_everywhere();
 }
 
 #[test]
@@ -227,7 +227,7 @@ fn a_queue_goes_on_when_a_process_dies_while_it_attaches() {
             outcome
         },
     };
-    attach.die_at_changes();
+    attach.die_everywhere();
 }
 
 const DETACHES: [&str; 2] = ["attached", "detached"];
@@ -247,7 +247,7 @@ fn a_process_that_dies_while_it_drops_its_last_handle_is_gone() {
         operate: |tx| *tx = None,
         check: detached,
     };
-    detach.die_at_changes();
+    detach.die_everywhere();
     let detach = Operation {
         name: "detach the last receiver",
         outcomes: &DETACHES,
@@ -256,7 +256,7 @@ fn a_process_that_dies_while_it_drops_its_last_handle_is_gone() {
         operate: |rx| *rx = None,
         check: detached,
     };
-    detach.die_at_changes();
+    detach.die_everywhere();
 }
 
 #[test]
@@ -277,7 +277,7 @@ fn a_queue_goes_on_when_a_process_dies_while_it_detaches() {
             outcome
         },
     };
-    detach.die_at_changes();
+    detach.die_everywhere();
 }
 
 #[test]
@@ -290,7 +290,7 @@ fn a_process_that_exits_is_gone() {
         operate: |_| std::process::exit(0),
         check: detached,
     };
-    exit.die_at_changes();
+    exit.die_everywhere();
 }
 
 /// A queue in front of whose receivers a dead sender's batch lies, and behind it a message.
@@ -350,7 +350,7 @@ fn a_sweep_that_dies_is_repeated() {
             outcome
         },
     };
-    sweep.die_at_changes();
+    sweep.die_everywhere();
     let sweep = Operation {
         name: "sweep up after a receiver",
         outcomes: &SWEEPS,
@@ -364,7 +364,7 @@ fn a_sweep_that_dies_is_repeated() {
             outcome
         },
     };
-    sweep.die_at_changes();
+    sweep.die_everywhere();
 }
 
 #[test]
@@ -377,7 +377,7 @@ fn a_receiver_that_dies_while_it_repairs_loses_its_message_or_nothing() {
         operate: |rx| assert_eq!(rx.try_recv().expect("there").number(), 0),
         check: |line, memory| what_is_left(line, memory, &[("not taken", &[0]), ("taken", &[])]),
     };
-    recv.die_at_changes();
+    recv.die_everywhere();
 }
 
 #[test]
@@ -390,7 +390,7 @@ fn a_send_that_repairs_arrives_whole_or_not_at_all() {
         operate: |tx| tx.try_send(Message::new(5)).expect("room"),
         check: |line, memory| what_is_left(line, memory, &[("not sent", &[3, 4]), ("sent", &[3, 4, 5])]),
     };
-    send.die_at_changes();
+    send.die_everywhere();
 }
 
 #[test]
@@ -413,5 +413,5 @@ fn a_process_that_dies_while_it_takes_a_dead_ones_index_leaves_a_queue_that_goes
             outcome
         },
     };
-    attach.die_at_changes();
+    attach.die_everywhere();
 }
