@@ -67,6 +67,11 @@ impl Memory {
         }
     }
 
+    /// How much memory lies behind it.
+    pub(crate) fn blocks(&self) -> i64 {
+        rustix::fs::fstat(&self.file).expect("a file").st_blocks
+    }
+
     fn word(&self, index: usize) -> u64 {
         // SAFETY: inside the mapping, whose registry is aligned words. Whoever writes it is stopped.
         unsafe { self.map.as_ptr().add(REGISTRY + index * 8).cast::<u64>().read_volatile() }
