@@ -9,9 +9,14 @@ pub(crate) use send::{Failure, Halt};
 pub use send::{SendBatchError, SendError, SendTimeoutError, TrySendError};
 
 use crate::cells::MAX_CELLS;
+#[cfg(loom)]
+use crate::model::absent::{Claim, DepositError, FetchError, Hand, SegmentError};
+#[cfg(not(loom))]
 use crate::parcel::Hand;
 use crate::ring::LayoutError;
+#[cfg(not(loom))]
 use shm_core::SegmentError;
+#[cfg(not(loom))]
 use shm_core::broker::{Claim, DepositError, FetchError};
 use std::fmt;
 

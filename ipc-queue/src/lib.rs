@@ -12,6 +12,8 @@
 //! | [`spsc`](mod@spsc) | the same for one producer and one consumer, with a ring of its own |
 //! | [`ring`] | slots that carry their owner; no shared head or tail |
 //! | `shm_core::segment` | shared memory, participants, who is dead |
+//!
+//! [`loom_guide`] tells how to model-check a program that is built on these queues.
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
@@ -31,14 +33,17 @@ mod codec;
 mod disconnect;
 #[cfg(not(loom))]
 mod end;
-#[cfg(not(loom))]
+#[cfg_attr(loom, allow(dead_code, unreachable_pub, unused_imports, reason = "a model has fewer errors"))]
 mod error;
 #[cfg(not(loom))]
 mod layout;
 #[cfg(not(loom))]
 mod lease;
+pub mod loom_guide;
 #[cfg(not(loom))]
 mod member;
+#[cfg(loom)]
+pub mod model;
 #[cfg(not(loom))]
 mod parcel;
 #[cfg(not(loom))]
@@ -72,8 +77,11 @@ mod handles {
     pub use crate::spsc::{Consumer, PlainConsumer, PlainProducer, Producer, spsc, spsc_plain};
 }
 
+#[cfg(loom)]
+pub use model::handles::*;
+
 #[doc(no_inline)]
-pub use shm_core::Plain;
+pub use shm_core::{Plain, crash_point};
 #[cfg(not(loom))]
 #[doc(no_inline)]
 pub use shm_core::codec::{Codec, Sink};

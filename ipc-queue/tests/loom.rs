@@ -12,6 +12,8 @@
 mod chunks;
 #[path = "loom/death.rs"]
 mod death;
+#[path = "loom/handles.rs"]
+mod handles;
 #[path = "loom/spsc.rs"]
 mod spsc;
 

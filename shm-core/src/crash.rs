@@ -4,16 +4,19 @@
 //! process whose environment has `SHM_CRASH_POINT=ring.push.claimed` (optionally `:N` for the N-th passage,
 //! counted from 1) sends itself SIGKILL there. The variable is read once, at the first crash point reached; `arm` overrides
 //! it.
+//!
+//! In a loom model each is a step at which a killed process may die, with or without the feature: see
+//! `owner::model::Process`.
 
 /// Marks a step at which a test may kill the process; nothing without the feature `crash-points`.
-#[cfg(not(feature = "crash-points"))]
+#[cfg(not(any(feature = "crash-points", loom)))]
 #[macro_export]
 macro_rules! crash_point {
     ($name:literal) => {};
 }
 
 /// Marks a step at which a test may kill the process.
-#[cfg(feature = "crash-points")]
+#[cfg(any(feature = "crash-points", loom))]
 #[macro_export]
 macro_rules! crash_point {
     ($name:literal) => {
@@ -21,26 +24,29 @@ macro_rules! crash_point {
     };
 }
 
+#[cfg(loom)]
+pub use crate::owner::model::step as reached;
+
 /// What the process was told; leaked, so that a forked child has it too.
-#[cfg(feature = "crash-points")]
+#[cfg(all(feature = "crash-points", not(loom)))]
 struct Target {
     name: String,
     passage: u64,
     passed: crate::sync::AtomicU64,
 }
 
-#[cfg(feature = "crash-points")]
+#[cfg(all(feature = "crash-points", not(loom)))]
 static TARGET: crate::sync::AtomicPtr<Target> = crate::sync::AtomicPtr::new(std::ptr::null_mut());
 
 /// Tells this process, and children that it forks from here on, to die at the `passage`-th passage (from 1) through the
 /// step `name`, whatever the environment says.
-#[cfg(feature = "crash-points")]
+#[cfg(all(feature = "crash-points", not(loom)))]
 pub fn arm(name: &str, passage: u64) {
     // The one before stays: somebody may be reading it.
     TARGET.store(Target::leak(name, passage), crate::sync::Ordering::Release);
 }
 
-#[cfg(feature = "crash-points")]
+#[cfg(all(feature = "crash-points", not(loom)))]
 impl Target {
     fn leak(name: &str, passage: u64) -> *mut Self {
         Box::leak(Box::new(Self { name: name.to_owned(), passage, passed: crate::sync::AtomicU64::new(0) }))
@@ -48,7 +54,7 @@ impl Target {
 }
 
 /// Kills the process if it was told to die at the step `name`.
-#[cfg(feature = "crash-points")]
+#[cfg(all(feature = "crash-points", not(loom)))]
 #[allow(unsafe_code)]
 pub fn reached(name: &str) {
     use crate::sync::Ordering;
