@@ -181,7 +181,7 @@ impl Packet {
         // SAFETY: the caller's slot has room for both, and the alignment of the ring's payloads.
         unsafe {
             slot.cast::<u32>().write(prefix);
-            copy(bytes.as_ptr(), slot.add(PREFIX), bytes.len());
+            slot.add(PREFIX).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
         }
     }
 
@@ -218,7 +218,7 @@ impl Packet {
                     return;
                 }
             }
-            copy(from, self.inline.as_mut_ptr().cast(), len);
+            self.inline.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(from, len);
         }
     }
 
@@ -305,7 +305,7 @@ impl Filler<'_> {
         if bytes.len() <= self.end.addr().wrapping_sub(self.next.addr()) {
             // SAFETY: there is room for so many.
             unsafe {
-                copy(bytes.as_ptr(), self.next, bytes.len());
+                self.next.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
                 self.next = self.next.add(bytes.len());
             }
         } else {
@@ -387,15 +387,4 @@ unsafe fn finish_heap(extra: &mut Extra, next: *mut u8) -> usize {
     // SAFETY: as in `spill`.
     unsafe { extra.heap.set_len(len) };
     len
-}
-
-/// Copies a few bytes, mostly: without a call where they are.
-///
-/// # Safety
-///
-/// As [`std::ptr::copy_nonoverlapping`].
-#[inline(always)]
-unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
-    // SAFETY: as the caller promises.
-    unsafe { to.copy_from_nonoverlapping(from, len) }
 }
