@@ -57,6 +57,9 @@ mod memory;
 #[path = "every_instruction/operations.rs"]
 mod operations;
 #[cfg(target_arch = "x86_64")]
+#[path = "every_instruction/single.rs"]
+mod single;
+#[cfg(target_arch = "x86_64")]
 #[path = "every_instruction/stopped.rs"]
 mod stopped;
 #[cfg(target_arch = "x86_64")]

@@ -12,7 +12,7 @@ use std::time::Duration;
 type Tx = Sender<Message>;
 type Rx = Receiver<Message>;
 
-fn numbered(numbers: std::ops::Range<u32>) -> Vec<Message> {
+pub(crate) fn numbered(numbers: std::ops::Range<u32>) -> Vec<Message> {
     numbers.map(Message::new).collect()
 }
 
