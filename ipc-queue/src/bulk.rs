@@ -28,6 +28,7 @@
 use crate::chunks::{Chunks, Orphan, Run};
 use crate::end::{Body, End, Miss};
 use crate::layout::{Control, PAGE, Placement};
+use crate::lease::{Leasing, Store};
 use crate::wait::{Patience, Stop};
 use shm_core::crash_point;
 use shm_core::fork::ForkStamp;
@@ -280,6 +281,21 @@ pub(crate) fn sweep(body: &Body, control: &Control, dead: u16) {
     control.note_freed();
 }
 
+/// Whether a process that is dead has chunks or cells in hand. One system call for each process that has.
+pub(crate) fn is_hoard_of_the_dead(segment: &Segment, bulk: Option<&Bulk>, store: Option<&Store>) -> bool {
+    bulk.is_some_and(|bulk| is_one_dead(segment, bulk.chunks().owners()))
+        || store.is_some_and(|store| is_one_dead(segment, store.cells().owners()))
+}
+
+/// Whether one of these participants is dead. One system call for each, however often it is there.
+fn is_one_dead(segment: &Segment, mut owners: impl Iterator<Item = u16>) -> bool {
+    let mut asked = [false; MAX_PARTICIPANTS as usize + 1];
+    owners.any(|owner| {
+        let known = std::mem::replace(&mut asked[usize::from(owner)], true);
+        !known && owner != segment.participant() && segment.is_dead(owner)
+    })
+}
+
 /// A message in chunks that this handle has in hand. Dropped, its run is freed.
 pub struct Held<'e> {
     end: &'e End,
@@ -435,17 +451,8 @@ impl End {
     /// Whether a process that is dead has chunks or cells in hand. One system call for each process that has.
     #[cold]
     pub(crate) fn is_hoard_of_the_dead(&self) -> bool {
-        let chunks = self.bulk.as_ref().is_some_and(|bulk| self.is_one_dead(bulk.chunks().owners()));
-        chunks || self.leasing.as_ref().is_some_and(|l| self.is_one_dead(l.store().cells().owners()))
-    }
-
-    /// Whether one of these participants is dead. One system call for each, however often it is there.
-    fn is_one_dead(&self, mut owners: impl Iterator<Item = u16>) -> bool {
-        let mut asked = [false; MAX_PARTICIPANTS as usize + 1];
-        owners.any(|owner| {
-            let known = std::mem::replace(&mut asked[usize::from(owner)], true);
-            !known && owner != self.me() && self.segment().is_dead(owner)
-        })
+        let store = self.leasing.as_ref().map(Leasing::store);
+        is_hoard_of_the_dead(self.segment(), self.bulk.as_deref(), store)
     }
 
     /// Looks after everything that could keep chunks from this process: the dead, and what they left.

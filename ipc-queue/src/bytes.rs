@@ -14,6 +14,7 @@ use crate::error::{
 };
 use crate::error::{Dry, Failure};
 use crate::layout::{self, Side};
+use crate::pollable::pollable;
 use crate::receiver::nothing;
 use crate::sender::Unsent;
 use crate::wait::{Patience, Stop};
@@ -425,4 +426,35 @@ impl fmt::Debug for BytesRef<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BytesRef").field("len", &self.held.len()).finish_non_exhaustive()
     }
+}
+
+pollable! {
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use rustix::event::{PollFd, PollFlags, poll};
+    ///
+    /// let (tx, rx) = ipc_queue::bounded_bytes(1)?;
+    /// tx.send(b"first")?;
+    /// assert!(tx.try_send(b"second").is_err());
+    /// assert_eq!(rx.recv()?, b"first");
+    /// assert_eq!(poll(&mut [PollFd::new(&tx, PollFlags::IN)], None)?, 1);
+    /// tx.try_send(b"second")?;
+    /// # Ok(()) }
+    /// ```
+    BytesSender: "sending a message would not block, or would fail because nobody would receive it. After a message found too \
+        little memory, also whenever some was freed"
+}
+
+pollable! {
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use rustix::event::{PollFd, PollFlags, poll};
+    ///
+    /// let (tx, rx) = ipc_queue::bounded_bytes(1)?;
+    /// tx.send(b"first")?;
+    /// assert_eq!(poll(&mut [PollFd::new(&rx, PollFlags::IN)], None)?, 1);
+    /// assert_eq!(&rx.try_recv_ref()?[..], b"first");
+    /// # Ok(()) }
+    /// ```
+    BytesReceiver: "receiving a message would not block, or would fail because none will come"
 }

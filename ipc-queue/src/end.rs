@@ -14,12 +14,14 @@ use crate::error::{Error, Failure};
 use crate::layout::{Control, KIND, Placement, RING_START, Side};
 use crate::lease::{self, Leasing, Store, StorePlace};
 use crate::member::{self, Member};
+use crate::pollable::Watch;
 use crate::ring::{Claim, Cursor, Layout, PopError, PushError, Ring};
 use crate::{layout, travel};
 use shm_core::SegmentError;
 use shm_core::broker::Deposit;
 use shm_core::segment::{Segment, Spec};
 use shm_core::sync::AtomicU64;
+use std::io;
 use std::ops::Deref;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
@@ -416,6 +418,12 @@ impl End {
     /// dead one's lock until it has repaired everything. Whoever is not attached has been swept.
     pub(crate) fn is_swept_elsewhere(&self, claim: Claim) -> bool {
         claim.is_writing() && claim.owner() != self.me() && self.segment().is_attached(claim.owner())
+    }
+
+    /// The descriptor for whoever polls this end.
+    pub(crate) fn descriptor(&self) -> io::Result<BorrowedFd<'_>> {
+        self.check().map_err(io::Error::other)?;
+        self.bridge.descriptor(|| Box::new(Watch::of(self)))
     }
 
     /// Whether it is time to look at what lies idle.

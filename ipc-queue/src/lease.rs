@@ -99,7 +99,7 @@ use crate::cells::{Cell, Count, Place};
 use crate::codec::Format;
 use crate::end::{End, Miss};
 use crate::error::DecodeError;
-use crate::layout::Side;
+use crate::layout::{Control, Side};
 use crate::ring::PopError;
 use crate::wait::{Patience, Stop};
 use shm_core::crash_point;
@@ -142,6 +142,18 @@ impl Store {
     /// Whether the claim of a cell that the tag of a run names is over.
     pub(crate) fn is_over(&self, tag: u64) -> bool {
         self.cells().is_over(Place::from_bits(tag))
+    }
+
+    /// Whether others have messages on lease, and `me` has none, or some came back.
+    pub(crate) fn is_awaited(&self, control: &Control, me: u16) -> bool {
+        let mut others = false;
+        for lessee in self.cells().lessees() {
+            if lessee == me {
+                return false;
+            }
+            others = true;
+        }
+        others || control.has_returned()
     }
 }
 
@@ -302,17 +314,7 @@ impl End {
 
     /// Whether the senders are gone, but others have messages on lease that may come back.
     fn is_needed_still(&self) -> bool {
-        if !self.control().is_gone(Side::Sender) {
-            return false;
-        }
-        let mut others = false;
-        for lessee in self.leasing().store.cells().lessees() {
-            if lessee == self.me() {
-                return false;
-            }
-            others = true;
-        }
-        others || self.control().has_returned()
+        self.control().is_gone(Side::Sender) && self.leasing().store.is_awaited(self.control(), self.me())
     }
 
     /// Takes a message on lease, with all its waiting. `None` in it for a slot that refers to no message.

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `Sender`, `Receiver` | values, codecs, errors |
 //! | waiting | the ring gave nothing: poll, sleep, look after the peers |
+//! | pollable | a descriptor for `poll` and async runtimes, on demand |
 //! | disconnect | who holds which side, and what is on its way |
 //! | bulk | chunks of memory for what does not fit a slot |
 //! | lease | cells in which messages stay until they are acknowledged |
@@ -46,6 +47,8 @@ mod member;
 pub mod model;
 #[cfg(not(loom))]
 mod parcel;
+#[doc(hidden)]
+pub mod pollable;
 #[cfg(not(loom))]
 mod receiver;
 pub mod ring;

@@ -9,10 +9,12 @@
 
 use crate::disconnect;
 use crate::layout::{Control, Side};
+use crate::pollable::Slot;
 use shm_core::fork::Forked;
 use shm_core::segment::Segment;
 use shm_core::sync::{AtomicU64, Ordering};
 use shm_core::wait::Pace;
+use std::os::fd::BorrowedFd;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -27,6 +29,8 @@ pub(crate) struct Member {
     /// When this handle last looked whether the other side is alive, in microseconds since `born`.
     looked: AtomicU64,
     born: Instant,
+    /// For whoever polls this handle.
+    pub(crate) bridge: Slot,
     segment: Arc<Segment>,
 }
 
@@ -80,7 +84,8 @@ impl Member {
 
     fn uncounted(segment: Arc<Segment>, control: NonNull<Control>, side: Side) -> Self {
         let looked = AtomicU64::new(0);
-        Self { control, side, pace: Pace::new(), looked, born: Instant::now(), segment }
+        let bridge = Slot::default();
+        Self { control, side, pace: Pace::new(), looked, born: Instant::now(), bridge, segment }
     }
 
     /// Counts this handle: for everybody, and for children of this process.
@@ -132,6 +137,11 @@ impl Member {
     #[inline(always)]
     pub(crate) fn me(&self) -> u16 {
         self.segment.participant()
+    }
+
+    /// What the end lends to whoever would poll it, if there is no bridge: `poll` says at any time that it is readable.
+    pub(crate) fn lasting_descriptor(&self) -> BorrowedFd<'_> {
+        self.segment.descriptor()
     }
 
     /// Whether nobody holds the other side; asks the system.

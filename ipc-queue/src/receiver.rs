@@ -4,6 +4,7 @@ use crate::codec::{Format, Postcard, Verbatim};
 use crate::end::{End, Shape};
 use crate::error::{DecodeError, Dry, RecvBatchError, RecvError, RecvTimeoutError, TryRecvError};
 use crate::layout::Side;
+use crate::pollable::pollable;
 use crate::ring::MAX_SPAN;
 use crate::wait::{Patience, Stop};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -560,4 +561,59 @@ impl<T, C: Format<T>> IntoIterator for Receiver<T, C> {
     fn into_iter(self) -> IntoIter<T, C> {
         IntoIter { receiver: self, ended: false }
     }
+}
+
+pollable! {
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use rustix::event::{PollFd, PollFlags, poll};
+    ///
+    /// let (tx, rx) = ipc_queue::bounded::<u32>(4)?;
+    /// std::thread::spawn(move || (0..10).try_for_each(|i| tx.send(i)));
+    /// let mut sum = 0;
+    /// loop {
+    ///     match rx.try_recv() {
+    ///         Ok(number) => sum += number,
+    ///         Err(error) if error.is_empty() => {
+    ///             // Beside other descriptors, as many as you like.
+    ///             let mut polled = [PollFd::new(&rx, PollFlags::IN)];
+    ///             poll(&mut polled, None)?;
+    ///         }
+    ///         Err(_) => break,                    // disconnected
+    ///     }
+    /// }
+    /// assert_eq!(sum, 45);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// With tokio (its `AsyncFd` owns the handle, and wants to hear when there was nothing):
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use ipc_queue::{Receiver, TryRecvError};
+    /// use tokio::io::Interest;
+    /// use tokio::io::unix::AsyncFd;
+    ///
+    /// async fn recv(rx: &AsyncFd<Receiver<u32>>) -> Result<u32, TryRecvError> {
+    ///     loop {
+    ///         let mut guard = rx.readable().await.map_err(|_| TryRecvError::Empty)?;
+    ///         match rx.get_ref().try_recv() {
+    ///             Err(error) if error.is_empty() => guard.clear_ready(),
+    ///             received => return received,
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// # let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    /// # runtime.block_on(async {
+    /// let (tx, rx) = ipc_queue::bounded::<u32>(4)?;
+    /// std::thread::spawn(move || (0..10).try_for_each(|i| tx.send(i)));
+    /// let rx = AsyncFd::with_interest(rx, Interest::READABLE)?;
+    /// for i in 0..10 {
+    ///     assert_eq!(recv(&rx).await?, i);
+    /// }
+    /// assert!(recv(&rx).await.unwrap_err().is_disconnected());
+    /// # Ok(()) })}
+    /// ```
+    Receiver<T, C>: "receiving a message would not block, or would fail because none will come"
 }

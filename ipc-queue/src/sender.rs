@@ -5,6 +5,7 @@ use crate::codec::{Format, Postcard, Refusal, Verbatim};
 use crate::end::{End, Shape};
 use crate::error::{Failure, Halt, SendBatchError, SendError, SendTimeoutError, TrySendError};
 use crate::layout::Side;
+use crate::pollable::pollable;
 use crate::ring::MAX_SPAN;
 use crate::wait::{Patience, Stop};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -439,4 +440,27 @@ impl<'de, T, C: Format<T>> Deserialize<'de> for Sender<T, C> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         End::deserialize(deserializer, &Shape::of::<T, C>(), Side::Sender).map(Self::new)
     }
+}
+
+pollable! {
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use rustix::event::{PollFd, PollFlags, poll};
+    ///
+    /// let (tx, rx) = ipc_queue::bounded::<u32>(1)?;
+    /// tx.send(1)?;
+    /// assert!(tx.try_send(2).unwrap_err().is_full());
+    /// std::thread::spawn(move || [rx.recv(), rx.recv()]);
+    /// loop {
+    ///     // For reading: the descriptor is readable when there is room.
+    ///     poll(&mut [PollFd::new(&tx, PollFlags::IN)], None)?;
+    ///     match tx.try_send(2) {
+    ///         Err(error) if error.is_full() => {}
+    ///         sent => break sent?,
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
+    Sender<T, C>: "sending a message would not block, or would fail because nobody would receive it. After a message found too \
+        little memory, also whenever some was freed"
 }

@@ -2,6 +2,7 @@
 
 use crate::end::{End, Miss};
 use crate::layout::Side;
+use crate::pollable::{CHUNKS, MORE};
 use shm_core::wait::WaitLine;
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
@@ -70,11 +71,28 @@ impl End {
         patience: Patience,
         mut attempt: impl FnMut() -> Result<R, Miss>,
     ) -> Result<R, Stop> {
+        let wanted = if miss == Miss::Scarce { CHUNKS } else { MORE };
+        match self.wait_on(line, miss, patience, &mut attempt) {
+            // Somebody may poll this end, and wait for what comes from here on.
+            Err(Stop::Late) if self.bridge.found_nothing(wanted) => {
+                self.try_once(&mut attempt).unwrap_or(Err(Stop::Late))
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn wait_on<R>(
+        &self,
+        line: &WaitLine,
+        miss: Miss,
+        patience: Patience,
+        attempt: &mut impl FnMut() -> Result<R, Miss>,
+    ) -> Result<R, Stop> {
         let control = self.control();
         // Whoever waits for us should know where we run.
         control.sleeps(self.side().other()).note_cpu();
         let deadline = match patience {
-            Patience::None => return self.glance(miss, &mut attempt),
+            Patience::None => return self.glance(miss, attempt),
             // A deadline beyond the end of time is none.
             Patience::For(timeout) => Instant::now().checked_add(timeout),
             Patience::Until(deadline) => Some(deadline),
@@ -85,8 +103,8 @@ impl End {
             &self.pace,
             self.ticket(),
             deadline,
-            || self.try_once(&mut *attempt.borrow_mut()),
-            || self.look_around(&mut *attempt.borrow_mut()),
+            || self.try_once(*attempt.borrow_mut()),
+            || self.look_around(*attempt.borrow_mut()),
         );
         done.unwrap_or(Err(Stop::Late))
     }

@@ -14,12 +14,15 @@ mod chunks;
 mod death;
 #[path = "loom/handles.rs"]
 mod handles;
+#[path = "loom/pollable.rs"]
+mod pollable;
 #[path = "loom/spsc.rs"]
 mod spsc;
 
 use chunks::*;
 use death::*;
 use ipc_queue::ring::{Claim, Cursor, Layout, Memory, ORDERINGS, PopError, PushError, Ring, Step};
+use pollable::*;
 use shm_core::sync::Ordering::{Acquire, Relaxed, Release};
 use shm_core::sync::{Arc, AtomicBool, AtomicU32, UnsafeCell, thread, weakened};
 use shm_core::wait::{Pace, WaitLine};
@@ -479,6 +482,9 @@ models! {
     a_sleeper_is_woken
     two_sleepers_are_woken_by_two_messages
     closing_wakes_every_sleeper
+    a_polled_end_gets_its_message
+    a_bridge_passes_a_wake_up_on
+    a_bridge_that_is_stopped_ends
     chunks_pass_from_one_owner_to_the_next
     overlapping_claims_share_nothing
     a_collector_frees_only_what_is_lost
@@ -510,7 +516,7 @@ const CONTROLS: &[(&str, fn(), &str)] = &[
 ];
 
 fn controls() -> impl Iterator<Item = &'static (&'static str, fn(), &'static str)> {
-    CONTROLS.iter().chain(spsc::CONTROLS)
+    CONTROLS.iter().chain(pollable::CONTROLS).chain(spsc::CONTROLS)
 }
 
 /// Loom's words for a payload that two use at once, and for a sleeper that nobody wakes.

@@ -18,6 +18,7 @@
 //! | [`broker`] | descriptors that wait with their sender, for messages without a socket |
 //! | [`codec`] | how values become bytes, if not through serde |
 //! | [`fork`] | telling a forked child from its parent |
+//! | [`background`] | threads of these crates in a user's process |
 //! | [`portable`] | which values may live in shared memory |
 //! | [`crash`] | named steps at which a test kills its process |
 //!
@@ -31,6 +32,8 @@
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("shm-core needs 64-bit addresses");
 
+#[cfg(not(loom))]
+pub mod background;
 #[cfg(not(loom))]
 pub mod broker;
 pub mod codec;

@@ -67,6 +67,11 @@ impl Pace {
     pub fn new() -> Self {
         Self(())
     }
+
+    /// One that does not poll.
+    pub fn sleeper() -> Self {
+        Self(())
+    }
 }
 
 /// Somebody may sleep.

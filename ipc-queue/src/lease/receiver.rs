@@ -5,6 +5,7 @@ use crate::codec::{Format, Postcard};
 use crate::end::{End, Shape};
 use crate::error::{DecodeError, RecvError, RecvTimeoutError, TryRecvError};
 use crate::layout::Side;
+use crate::pollable::pollable;
 use crate::receiver::nothing;
 use crate::wait::{Patience, Stop};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -232,3 +233,17 @@ impl<T, C: Format<T>> Iterator for Leases<'_, T, C> {
 impl<T, C: Format<T>> FusedIterator for Leases<'_, T, C> {}
 
 leased_end!(LeaseReceiver, Side::Receiver, |end: &Arc<End>| Arc::new((**end).clone()));
+
+pollable! {
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use rustix::event::{PollFd, PollFlags, poll};
+    ///
+    /// let (tx, rx) = ipc_queue::builder::<u64>().capacity(4).at_least_once().build()?;
+    /// tx.send(7)?;
+    /// assert_eq!(poll(&mut [PollFd::new(&rx, PollFlags::IN)], None)?, 1);
+    /// rx.try_recv_lease()?.ack();
+    /// # Ok(()) }
+    /// ```
+    LeaseReceiver<T, C>: "receiving a message would not block, or would fail because none will come"
+}

@@ -5,6 +5,7 @@ use crate::codec::{Format, Postcard, Refusal};
 use crate::end::{End, Shape};
 use crate::error::{EncodeError, Failure, Halt, SendBatchError, SendError, SendTimeoutError, TrySendError};
 use crate::layout::Side;
+use crate::pollable::pollable;
 use crate::sender::Unsent;
 use crate::wait::Patience;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -237,3 +238,20 @@ impl fmt::Display for DrainError {
 impl std::error::Error for DrainError {}
 
 leased_end!(LeaseSender, Side::Sender, End::clone);
+
+pollable! {
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use rustix::event::{PollFd, PollFlags, poll};
+    ///
+    /// let (tx, rx) = ipc_queue::builder::<u64>().capacity(1).at_least_once().unfinished(1).build()?;
+    /// tx.send(1)?;
+    /// assert!(tx.try_send(2).unwrap_err().is_full());
+    /// rx.recv_lease()?.ack();
+    /// assert_eq!(poll(&mut [PollFd::new(&tx, PollFlags::IN)], None)?, 1);
+    /// tx.try_send(2)?;
+    /// # Ok(()) }
+    /// ```
+    LeaseSender<T, C>: "sending a message would not block, or would fail because nobody would receive it. After a message found too \
+        many unfinished or too little memory, whenever there is more room"
+}

@@ -2,7 +2,7 @@
 
 use super::tickets::small;
 use super::word::{State, Word};
-use super::{Claim, Cursor, PopError, Ring};
+use super::{Claim, Cursor, PopError, PushError, Ring};
 use shm_core::crash_point;
 use shm_core::sync::Ordering::{Acquire, Relaxed, Release};
 use shm_core::sync::ordering;
@@ -147,6 +147,27 @@ impl Ring<'_> {
                 });
             }
         }
+    }
+
+    /// What a push from this cursor would say, without claiming anything. May be stale at once.
+    ///
+    /// # Errors
+    ///
+    /// As [`Ring::try_push`].
+    pub fn peek_room(&self, pushed: &Cursor) -> Result<(), PushError> {
+        let Some((lap, index)) = self.tickets.locate(self.tail(pushed)) else {
+            return Err(PushError::Exhausted);
+        };
+        // SYNC slot-free, slot-ready: as in `claim_free`.
+        let seen = self.look(index, ordering("ring.push.look", Acquire));
+        // Of its lap: free, or taken in this moment, so that there was room. A tomb of the lap before makes room too.
+        if seen.lap() >= lap || seen == Word::tomb(lap - 1) {
+            return Ok(());
+        }
+        Err(match self.tickets.claim(index, seen) {
+            Some(claim) => PushError::Claimed(claim),
+            None => PushError::Full,
+        })
     }
 
     /// Where a consumer goes on that saw `seen` in the slot of `ticket`, if that was consumed.

@@ -12,6 +12,7 @@ use super::ring::Popper;
 use crate::codec::{Format, Postcard, Verbatim};
 use crate::error::{DecodeError, Dry, RecvBatchError, RecvError, RecvTimeoutError, TryRecvError};
 use crate::member::Member;
+use crate::pollable::pollable;
 use crate::ring::MAX_SPAN;
 use crate::wait::Patience;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -425,3 +426,17 @@ impl<T, C: Format<T>> Drop for Unopened<'_, T, C> {
 }
 
 both_ends!(Consumer);
+
+pollable! {
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use rustix::event::{PollFd, PollFlags, poll};
+    ///
+    /// let (mut tx, mut rx) = ipc_queue::spsc::<u32>(4)?;
+    /// tx.send(7)?;
+    /// assert_eq!(poll(&mut [PollFd::new(&rx, PollFlags::IN)], None)?, 1);
+    /// assert_eq!(rx.try_recv()?, 7);
+    /// # Ok(()) }
+    /// ```
+    Consumer<T, C>: "receiving a message would not block, or would fail because none will come"
+}

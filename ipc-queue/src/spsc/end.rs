@@ -34,6 +34,7 @@ use crate::codec::Format;
 use crate::error::Error;
 use crate::layout::{Control, RING_START, Side};
 use crate::member::{self, Member};
+use crate::pollable::{MORE, Observer, SpscWatch};
 use crate::ring::Layout as Limits;
 use crate::travel::Refused;
 use crate::wait::Patience;
@@ -44,6 +45,7 @@ use shm_core::segment::{Segment, Spec};
 use shm_core::sync::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use shm_core::sync::{AtomicU32, hint};
 use std::cell::{Cell, RefCell};
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::ptr::NonNull;
@@ -334,6 +336,18 @@ impl<S: Site> End<S> {
         self.member.check().map_or(0, |()| self.ring.len())
     }
 
+    /// The descriptor for whoever polls this end.
+    pub(super) fn descriptor(&self) -> io::Result<BorrowedFd<'_>> {
+        self.member.check().map_err(io::Error::other)?;
+        let watch = || SpscWatch::new(self.ring, Observer::of(&self.member));
+        self.member.bridge.descriptor(|| Box::new(watch()))
+    }
+
+    /// As [`Member::lasting_descriptor`].
+    pub(super) fn lasting_descriptor(&self) -> BorrowedFd<'_> {
+        self.member.lasting_descriptor()
+    }
+
     /// Whether nobody holds the other side, as far as anybody has found out.
     #[inline(always)]
     pub(super) fn is_alone(&self) -> bool {
@@ -368,6 +382,20 @@ impl<S: Site> End<S> {
         patience: Patience,
         mut attempt: impl FnMut(&mut S, &Member) -> Option<R>,
     ) -> Result<R, Stop> {
+        match self.wait(patience, &mut attempt) {
+            // Somebody may poll this end, and wait for what comes from here on.
+            Err(Stop::Late) if self.member.bridge.found_nothing(MORE) => {
+                attempt(&mut self.site, &self.member).ok_or(Stop::Late)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn wait<R>(
+        &mut self,
+        patience: Patience,
+        attempt: &mut impl FnMut(&mut S, &Member) -> Option<R>,
+    ) -> Result<R, Stop> {
         let deadline = match patience {
             Patience::None => return self.glance(attempt),
             // A deadline beyond the end of time is none.
@@ -375,7 +403,7 @@ impl<S: Site> End<S> {
             Patience::Until(deadline) => Some(deadline),
             Patience::Forever => None,
         };
-        if let Some(done) = self.linger(&mut attempt) {
+        if let Some(done) = self.linger(attempt) {
             return Ok(done);
         }
         let Self { site, member, .. } = self;
@@ -395,7 +423,7 @@ impl<S: Site> End<S> {
     }
 
     /// After a miss that must not wait: asks now and then whether the other side is alive.
-    fn glance<R>(&mut self, mut attempt: impl FnMut(&mut S, &Member) -> Option<R>) -> Result<R, Stop> {
+    fn glance<R>(&mut self, attempt: &mut impl FnMut(&mut S, &Member) -> Option<R>) -> Result<R, Stop> {
         if !self.is_alone() {
             self.member.control().sleeps(S::SIDE.other()).note_cpu();
             if !self.member.may_look() {

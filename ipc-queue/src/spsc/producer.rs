@@ -10,6 +10,7 @@ use super::handles::both_ends;
 use super::ring::Pusher;
 use crate::codec::{Format, Limits, Postcard, Refusal, Verbatim};
 use crate::error::{Failure, Halt, SendBatchError, SendError, SendTimeoutError, TrySendError};
+use crate::pollable::pollable;
 use crate::ring::MAX_SPAN;
 use crate::wait::Patience;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -397,3 +398,19 @@ fn refused(refusal: Refusal, limit: usize) -> Failure {
 }
 
 both_ends!(Producer);
+
+pollable! {
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use rustix::event::{PollFd, PollFlags, poll};
+    ///
+    /// let (mut tx, mut rx) = ipc_queue::spsc::<u32>(1)?;
+    /// tx.send(1)?;
+    /// assert!(tx.try_send(2).unwrap_err().is_full());
+    /// assert_eq!(rx.recv()?, 1);
+    /// assert_eq!(poll(&mut [PollFd::new(&tx, PollFlags::IN)], None)?, 1);
+    /// tx.try_send(2)?;
+    /// # Ok(()) }
+    /// ```
+    Producer<T, C>: "sending a message would not block, or would fail because nobody would receive it"
+}

@@ -15,10 +15,11 @@
 //!
 //! The thread polls descriptors while the state is not locked. The listener and the bell belong to the state, which is
 //! only replaced in a forked child, where the thread is not; the lines to visitors are closed by the thread alone.
-//! Otherwise only `pthread_atfork` and `pthread_sigmask` are called.
+//! Otherwise only `pthread_atfork` is called.
 
 use super::table::{Key, Reply, Table, VISIT};
 use super::{Address, Keeper, me, name, namespace, random};
+use crate::background;
 use crate::crash_point;
 use crate::fork::{ForkStamp, window};
 use crate::socket;
@@ -29,7 +30,6 @@ use rustix::net::{
     AddressFamily, RecvFlags, SocketFlags, SocketType, accept_with, bind, listen, recv, socket_with, sockopt,
 };
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -130,7 +130,7 @@ impl Broker {
         close_in_children();
         // SAFETY: both stay open as long as the thread runs; see the top.
         let (door, ring) = unsafe { (lasting(&listener), lasting(&bell)) };
-        spawn(move || run(door, ring))?;
+        background::spawn("handle-broker", move || run(door, ring))?;
         let sockets = Some(Sockets { _listener: listener, bell });
         let (namespace, user, stamp) = (namespace(), me(), ForkStamp::now());
         Ok(Self { address, namespace, user, table: Table::new(), sockets, awake: false, stamp })
@@ -189,21 +189,6 @@ extern "C" fn in_child() {
             drop(broker.table.abandon());
         }
     }
-}
-
-/// Starts the thread with all signals blocked, so that none is delivered to it.
-fn spawn(body: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    let mut all = MaybeUninit::<libc::sigset_t>::uninit();
-    let mut before = MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: both sets live for the calls, and the first is filled before it is read; the thread inherits the mask.
-    unsafe {
-        libc::sigfillset(all.as_mut_ptr());
-        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
-    }
-    let spawned = std::thread::Builder::new().name("handle-broker".into()).spawn(body);
-    // SAFETY: the call above has filled it.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut()) };
-    spawned.map(drop)
 }
 
 /// What the thread remembers from one turn to the next.

@@ -32,6 +32,8 @@ pub struct Pace {
     credit: AtomicU32,
     /// Episodes without credit, to let one in [`PROBE_EVERY`] poll.
     probes: AtomicU32,
+    /// Whether to poll at all.
+    polls: bool,
 }
 
 /// Pauses spent polling before a sleep: about what a wake-up across processors costs.
@@ -76,7 +78,13 @@ impl Pace {
             born: Instant::now(),
             credit: AtomicU32::new(MAX_CREDIT),
             probes: AtomicU32::new(0),
+            polls: true,
         }
+    }
+
+    /// For a thread that nobody waits for so closely that it should poll: it sleeps at once.
+    pub fn sleeper() -> Self {
+        Self { polls: false, ..Self::new() }
     }
 
     /// Notes a miss and returns the pauses to make between polls.
@@ -136,6 +144,9 @@ impl Pace {
 
     /// The pauses that the next poll episode may spend.
     pub(super) fn budget(&self) -> u32 {
+        if !self.polls {
+            return 0;
+        }
         if self.credit.load(Ordering::Relaxed) > 0 {
             return POLL_PAUSES;
         }
