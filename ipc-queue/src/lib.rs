@@ -83,8 +83,8 @@ mod handles {
 #[cfg(loom)]
 pub use model::handles::*;
 
-#[doc(no_inline)]
-pub use shm_core::{Plain, crash_point};
 #[cfg(not(loom))]
 #[doc(no_inline)]
 pub use shm_core::codec::{Codec, Sink};
+#[doc(no_inline)]
+pub use shm_core::{Plain, crash_point};

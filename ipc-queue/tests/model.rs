@@ -1,11 +1,12 @@
 //! Explores every interleaving of the queue's protocols, with a crash before every step.
 //!
-//! Four models, each with small bounds and a sequentially consistent memory (weak memory is the business of the
+//! Five models, each with small bounds and a sequentially consistent memory (weak memory is the business of the
 //! loom models, on the real code):
 //!
 //! * `model/ring.rs`, `model/turn.rs`: the ring itself, single messages and batches, deaths and recovery;
 //! * `model/parking.rs`: how sleepers are woken;
 //! * `model/chunks.rs`: the chunks in which large messages lie, deaths and sweeps;
+//! * `model/lease.rs`: the cells in which messages stay until they are acknowledged, deaths, sweeps, redelivery;
 //! * `model/disconnect.rs`: how the end of the last sender or receiver is noticed.
 //!
 //! A model is worth something only if it notices mistakes. So each design rule is broken once, in a *control*,
@@ -19,6 +20,8 @@ mod chunks;
 mod disconnect;
 #[path = "model/explore.rs"]
 mod explore;
+#[path = "model/lease.rs"]
+mod lease;
 #[path = "model/parking.rs"]
 mod parking;
 #[path = "model/ring.rs"]
@@ -29,6 +32,7 @@ mod turn;
 use chunks::Chunks;
 use disconnect::Disconnect;
 use explore::{Outcome, assert_breaks, assert_sound, assert_wedges, explore};
+use lease::Lease;
 use parking::Parking;
 use ring::{Control, Ring};
 
@@ -405,5 +409,97 @@ mod chunk_protocol {
     fn frees_what_is_being_taken_if_the_slot_is_released_first() {
         let model = broken(Control::ReleasesFirst, chunks(2, [2, 0], 0));
         assert_breaks(&model, "a published message has lost its run");
+    }
+}
+
+mod leases {
+    use super::*;
+    use lease::Control;
+
+    /// Cells, messages of each producer, consumers, crashes, nacks, follow-ups.
+    fn lease(cells: usize, messages: [u8; 2], numbers: [u8; 4]) -> Lease {
+        let [consumers, crashes, nacks, follow_ups] = numbers;
+        let observer = follow_ups > 0;
+        Lease { cells, messages, consumers, crashes, nacks, follow_ups, observer, control: None }
+    }
+
+    /// The protocol with one rule broken, at bounds at which the right one is sound.
+    #[track_caller]
+    fn broken(control: Control, right: Lease) -> Lease {
+        let report = explore(&right);
+        assert!(matches!(report.outcome, Outcome::Sound), "not sound at {right:?}: {:?}", report.outcome);
+        Lease { control: Some(control), ..right }
+    }
+
+    /// One cell, so that everything that is left in it is in the way.
+    fn tight() -> Lease {
+        lease(1, [1, 1], [2, 1, 1, 0])
+    }
+
+    /// Two cells, so that a message is overtaken.
+    fn loose() -> Lease {
+        lease(2, [1, 1], [2, 1, 1, 0])
+    }
+
+    /// Somebody asks whether all is done, while a consumer sends more.
+    fn observed() -> Lease {
+        lease(2, [1, 0], [2, 0, 0, 1])
+    }
+
+    #[test]
+    fn are_sound_with_one_death_and_one_refusal() {
+        assert_sound(&tight(), 17_573);
+        assert_sound(&loose(), 157_305);
+    }
+
+    #[test]
+    fn are_sound_with_two_deaths() {
+        assert_sound(&lease(1, [2, 0], [2, 2, 1, 0]), 82_297);
+        assert_sound(&lease(2, [2, 0], [2, 2, 1, 0]), 840_090);
+        assert_sound(&lease(2, [1, 1], [2, 2, 0, 0]), 858_237);
+    }
+
+    #[test]
+    fn are_sound_with_three_messages() {
+        assert_sound(&lease(2, [2, 1], [2, 1, 0, 0]), 210_088);
+    }
+
+    #[test]
+    fn say_that_all_is_done_only_when_it_is() {
+        assert_sound(&observed(), 1_364);
+        assert_sound(&lease(2, [1, 0], [2, 1, 0, 1]), 62_495);
+        assert_breaks(&broken(Control::LooksOnce, observed()), "drained");
+    }
+
+    #[test]
+    fn of_the_dead_are_swept() {
+        assert_wedges(&broken(Control::NoSweep, tight()));
+        assert_wedges(&broken(Control::SweepLoses, tight()));
+    }
+
+    #[test]
+    fn are_collected_if_nobody_will_come_for_them() {
+        assert_wedges(&broken(Control::NoCollect, tight()));
+        assert_breaks(&broken(Control::NoTagCheck, loose()), "lost its cell");
+        assert_breaks(&broken(Control::TagsLast, lease(2, [1, 1], [2, 1, 0, 0])), "lost its cell");
+        assert_breaks(&broken(Control::NoGeneration, lease(1, [2, 0], [2, 1, 0, 0])), "lost its cell");
+    }
+
+    #[test]
+    fn that_come_back_are_noticed() {
+        assert_wedges(&broken(Control::SweepIsSilent, tight()));
+        assert_wedges(&broken(Control::NoticeFirst, lease(1, [1, 0], [2, 0, 1, 0])));
+        assert_wedges(&broken(Control::NoticeOnce, lease(2, [1, 1], [2, 0, 2, 0])));
+    }
+
+    #[test]
+    fn are_linked_to_their_slots_in_the_right_order() {
+        assert_breaks(&broken(Control::PublishesFirst, tight()), "lost its cell");
+        assert_breaks(&broken(Control::ReleasesFirst, loose()), "lost its cell");
+    }
+
+    #[test]
+    fn say_that_they_were_delivered_before() {
+        assert_breaks(&broken(Control::CountsOnce, tight()), "does not say so");
     }
 }
