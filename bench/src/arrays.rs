@@ -6,6 +6,7 @@ mod double;
 mod tutorial;
 
 use crate::child::Role;
+use crate::pin::Pinning;
 use crate::run::{Better, Case, Count, Metric, OURS, Variant};
 
 /// The children of these benchmarks.
@@ -51,6 +52,7 @@ pub fn cases() -> Vec<Case> {
         bench: "arrays",
         name,
         about,
+        pinnings: &Pinning::ALL,
         metrics,
         variants,
     };

@@ -4,7 +4,10 @@
 //! The control messages are small postcard values; descriptors and handles of the queue travel beside them.
 
 use crate::pin::{self, Pinning, Side};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, set_parent_process_death_signal};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, pidfd_open,
+    set_parent_process_death_signal, waitid,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use shm_core::handle::{ReceiveSession, SendSession, send_descriptor, take_descriptor};
@@ -83,15 +86,16 @@ pub struct Child {
 impl Child {
     /// Starts this program again in `role`, on side B of `pinning`, and sends it `args`.
     pub fn spawn(role: &str, pinning: Pinning, args: &impl Serialize) -> Result<Child> {
-        Self::start(role, pinning, Side::B, args)
+        Self::spawn_on(Side::B, role, pinning, args)
     }
 
     /// Likewise on side A, as the caller of a pool whose workers belong on side B.
     pub fn spawn_caller(role: &str, pinning: Pinning, args: &impl Serialize) -> Result<Child> {
-        Self::start(role, pinning, Side::A, args)
+        Self::spawn_on(Side::A, role, pinning, args)
     }
 
-    fn start(role: &str, pinning: Pinning, side: Side, args: &impl Serialize) -> Result<Child> {
+    /// Likewise on either side.
+    pub fn spawn_on(side: Side, role: &str, pinning: Pinning, args: &impl Serialize) -> Result<Child> {
         let (ours, theirs) = socket::pair()?;
         let process = Command::new(std::env::current_exe()?)
             .args([MARK, role, &pin::list(&pinning.cpus(side))])
@@ -115,6 +119,19 @@ impl Child {
     /// Sends SIGKILL; the drop waits for the end.
     pub fn kill(&mut self) -> Result {
         Ok(self.process.kill()?)
+    }
+
+    /// Stops the child (SIGSTOP); returns when it stands still.
+    pub fn stop(&self) -> Result {
+        let pid = Pid::from_child(&self.process);
+        kill_process(pid, Signal::STOP)?;
+        waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED)?;
+        Ok(())
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) -> Result {
+        Ok(kill_process(Pid::from_child(&self.process), Signal::CONT)?)
     }
 
     /// Waits for the end of the child, which must be a success.

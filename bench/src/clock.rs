@@ -18,7 +18,13 @@ const PAUSES: u32 = 128;
 
 /// Repeats `attempt` until it succeeds: 128 pauses, then a yield between attempts.
 #[inline]
-pub fn spin<R>(mut attempt: impl FnMut() -> Option<R>) -> R {
+pub fn spin<R>(attempt: impl FnMut() -> Option<R>) -> R {
+    spin_after::<PAUSES, R>(attempt)
+}
+
+/// Likewise, with so many pauses.
+#[inline]
+pub fn spin_after<const PAUSES: u32, R>(mut attempt: impl FnMut() -> Option<R>) -> R {
     let mut misses = 0;
     loop {
         if let Some(done) = attempt() {

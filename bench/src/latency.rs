@@ -8,6 +8,7 @@ mod raw;
 mod socket;
 
 use crate::child::{Result, Role};
+use crate::pin::Pinning;
 use crate::run::{Better, Case, Count, Failure, Metric, OURS, Sample, Variant};
 use std::time::{Duration, Instant};
 
@@ -66,6 +67,7 @@ pub fn cases() -> Vec<Case> {
                 atomic: two cache lines in shared memory, each side polls its own without a pause (and yields \
                 after 4,000 polls, which only matters on one processor). Raw futex: the same lines, each side \
                 sleeps at once. Unix socket: a stream pair, blocking.",
+        pinnings: &Pinning::ALL,
         metrics: vec![micros("p50"), micros("p99")],
         variants: vec![
             Variant::new(OURS, Count::From(1_000), ours::run),

@@ -11,6 +11,7 @@ mod turns;
 mod uncontended;
 
 use crate::child::{Result, Role};
+use crate::pin::Pinning;
 use crate::run::{Better, Case, Count, Metric, OURS, Variant};
 use death::Supervision;
 use pthread::{Pthread, PthreadBarrier, PthreadRwLock, PthreadSemaphore, Robust, Shared as JustShared};
@@ -190,6 +191,7 @@ pub fn cases() -> Vec<Case> {
         bench: "locks",
         name,
         about,
+        pinnings: &Pinning::ALL,
         metrics,
         variants,
     };

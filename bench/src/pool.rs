@@ -178,6 +178,7 @@ pub fn cases() -> Vec<Case> {
         bench: "pool",
         name,
         about,
+        pinnings: &Pinning::ALL,
         metrics,
         variants,
     };

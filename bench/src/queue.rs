@@ -5,17 +5,28 @@
 //! from the producer's first message after that to the consumer's last. Every message carries its number in its
 //! first and last word, which the consumer checks; the words between hold a pattern, checked in one message
 //! of 64, and travel in all of them.
+//!
+//! The other cases (more producers and consumers, batches, types, large messages, waiting, deaths) are in modules of
+//! their own, which say how they differ.
 
+mod batch;
 mod channel;
 mod iceoryx;
+mod idle;
+mod large;
+mod many;
 mod ours;
 mod pipe;
+mod polling;
 mod python;
+mod recovery;
 mod spsc;
 mod threads;
+mod typed;
 
 use crate::child::{Control, Result, Role};
 use crate::clock::now;
+use crate::pin::Pinning;
 use crate::run::{Better, Case, Count, Failure, Metric, OURS, Sample, Variant};
 use bytemuck::Pod;
 use serde::{Deserialize, Serialize};
@@ -30,12 +41,26 @@ pub const ROLES: &[(&str, Role)] = &[
     ("queue.ours.64B", ours::produce::<[u64; 8]>),
     ("queue.ours.1KiB", ours::produce::<[u64; 128]>),
     ("queue.ours.8B_spsc", spsc::produce),
+    ("queue.ours.8B_batch32", batch::produce),
+    ("queue.ours.8B_polling", polling::produce),
+    ("queue.ours.typed", typed::produce),
+    ("queue.ours.64KiB", large::produce::<large::ByCopy>),
+    ("queue.ours.1MiB", large::produce::<large::InPlace>),
+    ("queue.iceoryx2.64KiB", large::produce_iceoryx::<large::ByCopy>),
+    ("queue.iceoryx2.1MiB", large::produce_iceoryx::<large::InPlace>),
+    ("queue.idle.receiver", idle::receive),
+    ("queue.idle.sender", idle::send),
+    ("queue.recovery.victim", recovery::die),
+    ("queue.recovery.waiter", recovery::wait),
+    ("queue.many.produce", many::produce),
+    ("queue.many.consume", many::consume),
     ("queue.iceoryx2.8B", iceoryx::produce::<u64>),
     ("queue.iceoryx2.64B", iceoryx::produce::<[u64; 8]>),
     ("queue.iceoryx2.1KiB", iceoryx::produce::<[u64; 128]>),
     ("queue.ipc_channel.8B", channel::produce::<u64>),
     ("queue.ipc_channel.64B", channel::produce::<[u64; 8]>),
     ("queue.ipc_channel.1KiB", channel::produce::<[u64; 128]>),
+    ("queue.ipc_channel.typed", typed::produce_channel),
     ("queue.pipe.8B", pipe::produce::<u64>),
     ("queue.pipe.64B", pipe::produce::<[u64; 8]>),
     ("queue.pipe.1KiB", pipe::produce::<[u64; 128]>),
@@ -85,6 +110,7 @@ macro_rules! message {
 
 message!(8, "64B");
 message!(128, "1KiB");
+message!(8192, "64KiB");
 
 /// What an inner word holds.
 fn pattern(index: usize) -> u64 {
@@ -94,19 +120,25 @@ fn pattern(index: usize) -> u64 {
 /// Whether the bytes are message `seq`.
 #[inline]
 fn check<M: Message>(message: &M, seq: u64) -> Result {
-    check_bytes::<M>(bytemuck::bytes_of(message), seq)
+    check_words(bytemuck::bytes_of(message), size_of::<M>(), seq)
 }
 
 /// Whether the bytes are message `seq`.
 #[inline]
 fn check_bytes<M: Message>(bytes: &[u8], seq: u64) -> Result {
+    check_words(bytes, size_of::<M>(), seq)
+}
+
+/// Whether the bytes are message `seq`, of `len` bytes.
+#[inline]
+fn check_words(bytes: &[u8], len: usize, seq: u64) -> Result {
     let word = |index: usize| {
         let mut word = [0; 8];
         word.copy_from_slice(&bytes[index * 8..index * 8 + 8]);
         u64::from_ne_bytes(word)
     };
-    let words = size_of::<M>() / 8;
-    let right = bytes.len() == size_of::<M>()
+    let words = len / 8;
+    let right = bytes.len() == len
         && word(0) == seq
         && word(words - 1) == seq
         && (!seq.is_multiple_of(64) || (1..words - 1).all(|index| word(index) == pattern(index)));
@@ -198,14 +230,30 @@ fn consume_with(
     Ok(now())
 }
 
-/// The cases: each size, and the queue of one producer and one consumer.
+/// The one number of most cases: how many messages.
+fn rate() -> Vec<Metric> {
+    vec![Metric {
+        name: "",
+        unit: "M msg/s",
+        better: Better::Higher,
+    }]
+}
+
+/// The cases.
 pub fn cases() -> Vec<Case> {
-    vec![
+    let mut cases = vec![
         case::<u64>(),
         case::<[u64; 8]>(),
         case::<[u64; 128]>(),
         spsc::case(),
-    ]
+        batch::case(),
+        polling::case(),
+        typed::case(),
+    ];
+    cases.extend(many::cases());
+    cases.extend(large::cases());
+    cases.extend([idle::case(), recovery::case()]);
+    cases
 }
 
 fn case<M: Message>() -> Case {
@@ -215,11 +263,8 @@ fn case<M: Message>() -> Case {
         about: "Messages from one producer to one consumer, capacity 1,024. The crossbeam rows are threads of one \
                 process, all others two processes. Crossbeam and iceoryx2 spin: 128 pauses, then `sched_yield`; \
                 the rest block in their own way.",
-        metrics: vec![Metric {
-            name: "",
-            unit: "M msg/s",
-            better: Better::Higher,
-        }],
+        pinnings: &Pinning::ALL,
+        metrics: rate(),
         variants: vec![
             Variant::new(OURS, Count::From(20_000), ours::run::<M>),
             Variant::new(

@@ -93,6 +93,8 @@ pub struct Case {
     pub name: &'static str,
     /// What a reader should know about the rows.
     pub about: &'static str,
+    /// Where its two sides may run.
+    pub pinnings: &'static [Pinning],
     /// The ratio is that of the first metric.
     pub metrics: Vec<Metric>,
     /// This project's first.
@@ -177,7 +179,8 @@ pub fn run(
     // Round 0 warms up and finds the counts.
     for round in 0..=effort.rounds {
         for (index, pinning) in Pinning::ALL.into_iter().enumerate() {
-            if pinning == Pinning::Diff && pin::allowed_count() < 2 {
+            let lacks_cpus = pinning == Pinning::Diff && pin::allowed_count() < 2;
+            if lacks_cpus || !case.pinnings.contains(&pinning) {
                 continue;
             }
             for ((variant, row), counts) in case.variants.iter_mut().zip(&mut rows).zip(&mut counts) {

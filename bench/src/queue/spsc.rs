@@ -1,9 +1,9 @@
 //! `ipc_queue::spsc_plain` between two processes, blocking calls, and its rival.
 
-use super::{CAPACITY, Plan, check, consume, produce as drive, threads};
+use super::{CAPACITY, Plan, check, consume, produce as drive, rate, threads};
 use crate::child::{Child, Control, Result};
 use crate::pin::{Pinning, Side};
-use crate::run::{Better, Case, Count, Failure, Metric, OURS, Sample, Variant};
+use crate::run::{Case, Count, Failure, OURS, Sample, Variant};
 use ipc_queue::{PlainProducer, spsc_plain};
 
 fn run(pinning: Pinning, count: u64) -> std::result::Result<Sample, Failure> {
@@ -30,11 +30,8 @@ pub fn case() -> Case {
         name: "8B_spsc",
         about: "Messages of 8 bytes between one producer and one consumer that are so by type, capacity 1,024. Ours are two \
                 processes with blocking calls, rtrb two threads that spin: 128 pauses, then `sched_yield`.",
-        metrics: vec![Metric {
-            name: "",
-            unit: "M msg/s",
-            better: Better::Higher,
-        }],
+        pinnings: &Pinning::ALL,
+        metrics: rate(),
         variants: vec![
             Variant::new(OURS, Count::From(20_000), run),
             Variant::new("rtrb", Count::From(20_000), threads::rtrb::<u64>),
