@@ -482,7 +482,7 @@ models! {
     a_sleeper_is_woken
     two_sleepers_are_woken_by_two_messages
     closing_wakes_every_sleeper
-    a_polled_end_gets_its_message
+    a_polled_end_gets_its_messages
     a_bridge_passes_a_wake_up_on
     a_bridge_that_is_stopped_ends
     chunks_pass_from_one_owner_to_the_next
