@@ -517,7 +517,7 @@ impl End {
             // SAFETY: the slot is claimed for writing, aligned to 8 bytes; a queue with chunks has slots of this length.
             unsafe { reference.store(slot, flags) };
         };
-        Ok(self.ring().try_push_at(self.cursor(), self.me(), write)?)
+        self.try_push_open(write)
     }
 
     /// Takes the run of a message whose slot is claimed for reading. `None` if the reference is none.

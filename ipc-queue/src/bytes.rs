@@ -104,7 +104,7 @@ impl BytesSender {
     ///
     /// # Errors
     ///
-    /// [`SendError`]: no receiver is left, `len` is more than the whole byte budget, the machine has no memory for it.
+    /// [`SendError`]: no receiver is left, the queue was closed, `len` is more than the whole byte budget, the machine has no memory for it.
     pub fn reserve(&self, len: usize) -> Result<Grant<'_>, SendError<()>> {
         loop {
             match self.grant(len, Patience::Forever) {
@@ -203,7 +203,7 @@ impl<'q> Grant<'q> {
     ///
     /// # Errors
     ///
-    /// [`SendError`]: no receiver is left. The grant is dropped then; [`Grant::commit_timeout`] would hand it back.
+    /// [`SendError`]: no receiver is left, or the queue was closed. The grant is dropped then; [`Grant::commit_timeout`] would hand it back.
     pub fn commit(mut self) -> Result<(), SendError<()>> {
         loop {
             match self.push(Patience::Forever) {
@@ -218,7 +218,7 @@ impl<'q> Grant<'q> {
     ///
     /// # Errors
     ///
-    /// [`TrySendError`] with the grant: the queue is full, or no receiver is left.
+    /// [`TrySendError`] with the grant: the queue is full or closed, or no receiver is left.
     pub fn try_commit(mut self) -> Result<(), TrySendError<Self>> {
         match self.push(Patience::None) {
             Ok(()) => Ok(()),
@@ -231,7 +231,7 @@ impl<'q> Grant<'q> {
     ///
     /// # Errors
     ///
-    /// [`SendTimeoutError`] with the grant: the queue stayed full, or no receiver is left.
+    /// [`SendTimeoutError`] with the grant: the queue stayed full or is closed, or no receiver is left.
     pub fn commit_timeout(mut self, timeout: Duration) -> Result<(), SendTimeoutError<Self>> {
         match self.push(Patience::For(timeout)) {
             Ok(()) => Ok(()),
@@ -390,6 +390,17 @@ macro_rules! common {
             /// The longest message in bytes: all of the byte budget.
             pub fn max_message_len(&self) -> usize {
                 self.end.longest()
+            }
+
+            /// Closes the queue for everybody, as [`Sender::close`](crate::Sender::close): memory can neither be reserved
+            /// nor committed any more, and what was committed before can be received.
+            pub fn close(&self) -> bool {
+                self.end.close()
+            }
+
+            /// Whether the queue was closed. `true` stays true. `false` in a forked child that cannot attach.
+            pub fn is_closed(&self) -> bool {
+                self.end.is_closed()
             }
         }
 

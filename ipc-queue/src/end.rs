@@ -69,6 +69,8 @@ pub(crate) enum Miss {
     /// Empty, but messages that others have on lease may come back.
     Leased,
     Exhausted,
+    /// The queue was closed while a slot was claimed.
+    Closed,
 }
 
 impl From<PushError> for Miss {
@@ -77,6 +79,7 @@ impl From<PushError> for Miss {
             PushError::Full => Self::Nothing,
             PushError::Claimed(claim) => Self::Claimed(claim),
             PushError::Exhausted => Self::Exhausted,
+            PushError::Refused => Self::Closed,
         }
     }
 }
@@ -296,8 +299,8 @@ impl End {
         if self.check().is_err() {
             return Err(Failure::Forked);
         }
-        if self.control().is_gone(Side::Receiver) {
-            return Err(Failure::Disconnected);
+        if self.control().has_ended_for(Side::Sender) {
+            return Err(if self.is_closed() { Failure::Closed } else { Failure::Disconnected });
         }
         Ok(())
     }
@@ -333,7 +336,23 @@ impl End {
     pub(crate) fn push<T, C: Format<T>>(&self, message: &C::Staged<'_>) -> Result<u64, Miss> {
         // SAFETY: the slot is claimed for writing, and its payload is the one that `limit` came from.
         let write = |slot| unsafe { C::store(message, slot) };
-        Ok(self.ring.try_push(&self.cursor, self.me(), write)?)
+        self.try_push_open(|_, slot| write(slot))
+    }
+
+    /// Pushes one message, unless the queue is closed, and returns its ticket.
+    #[inline(always)]
+    pub(crate) fn try_push_open(&self, write: impl FnOnce(u64, *mut u8)) -> Result<u64, Miss> {
+        let permit = || self.control().flags().permits();
+        let pushed = self.ring.try_push_if(&self.cursor, self.me(), permit, write);
+        Ok(pushed.inspect_err(|error| self.note_refusal(*error))?)
+    }
+
+    /// Receivers may wait for the claim that was withdrawn.
+    #[inline(always)]
+    fn note_refusal(&self, error: PushError) {
+        if error == PushError::Refused {
+            self.control().wake_all(Side::Receiver);
+        }
     }
 
     /// Pushes some messages, and returns the first one's ticket and how many.
@@ -344,7 +363,9 @@ impl End {
     ) -> Result<(u64, usize), Miss> {
         // SAFETY: as in `push`; the ring counts from 0 to below the length that it was given.
         let write = |i: usize, slot| unsafe { C::store(messages.get_unchecked(i), slot) };
-        Ok(self.ring.try_push_batch(&self.cursor, self.me(), messages.len(), write)?)
+        let permit = || self.control().flags().permits();
+        let pushed = self.ring.try_push_batch_if(&self.cursor, self.me(), messages.len(), permit, write);
+        Ok(pushed.inspect_err(|error| self.note_refusal(*error))?)
     }
 
     #[inline(always)]

@@ -25,6 +25,7 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Of ends that work in one process at a time.
 pub(crate) const TAKEN: &str = "this end of the queue is in use elsewhere";
+const CLOSED: &str = "the queue is closed";
 const EXHAUSTED: &str = "the queue has carried as many messages as it can number";
 
 /// Why a queue could not be created. Opaque: ask the `is_*` predicates.

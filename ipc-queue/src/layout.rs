@@ -3,7 +3,8 @@
 //! ```text
 //! 0      geometry    capacity, payload bytes of a slot, chunks and their length, cells and their length: written once, before
 //!                    anybody else can attach
-//! 128    gone        which sides nobody holds any more; the epoch of handles that travelled; whether leased messages came back
+//! 128    gone        which sides nobody holds any more, whether the queue is closed; the epoch of handles that travelled;
+//!                    whether leased messages came back
 //! 256    not_empty   where receivers sleep
 //! 384    not_full    where senders sleep
 //! 512    freed       where senders sleep that wait for chunks; how often some were freed; pages with memory behind them
@@ -20,6 +21,7 @@
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use crate::chunks::MAX_CHUNKS;
+use crate::closing::Flags;
 use crate::lease::StorePlace;
 use crate::ring::Layout;
 use shm_core::segment::MAX_PARTICIPANTS;
@@ -30,7 +32,7 @@ use std::mem::offset_of;
 /// What a segment of this crate says it is.
 pub(crate) const KIND: u32 = u32::from_le_bytes(*b"ipcq");
 /// Changes whenever bodies of old and new programs would misunderstand each other.
-pub(crate) const VERSION: u64 = 4;
+pub(crate) const VERSION: u64 = 5;
 /// Where the ring starts in the body.
 pub(crate) const RING_START: usize = size_of::<Control>();
 
@@ -111,7 +113,7 @@ impl Side {
         self as u8
     }
 
-    /// The bit in [`Control::gone`].
+    /// The bit in [`Flags`].
     pub(crate) fn bit(self) -> u32 {
         match self {
             Self::Sender => 1,
@@ -153,8 +155,8 @@ pub(crate) struct Line<T>(pub(crate) T);
 #[derive(Debug)]
 #[repr(C)]
 struct Gone {
-    /// Bits of the sides that are gone. Sticky.
-    sides: AtomicU32,
+    /// Bits of the sides that are gone, and whether the queue is closed.
+    flags: Flags,
     /// Counts the steps of travelling handles, so that a scan notices that one moved behind its back.
     epoch: AtomicU64,
     /// Leased messages may have come back: not 0.
@@ -264,13 +266,23 @@ impl Control {
     /// Whether nobody holds this side any more, as far as anybody has found out.
     #[inline(always)]
     pub(crate) fn is_gone(&self, side: Side) -> bool {
-        // SYNC side-gone: pairs with `set_gone`. Whoever sees the bit sees every message of that side.
-        self.gone.0.sides.load(Ordering::Acquire) & side.bit() != 0
+        // Whoever sees the bit sees every message of that side.
+        self.gone.0.flags.has(side.bit())
     }
 
     pub(crate) fn set_gone(&self, side: Side) {
-        // SYNC side-gone: the scan saw the counts fall (Acquire), so it passes on all that came before.
-        self.gone.0.sides.fetch_or(side.bit(), Ordering::AcqRel);
+        self.gone.0.flags.set(side.bit());
+    }
+
+    #[inline(always)]
+    pub(crate) fn flags(&self) -> &Flags {
+        &self.gone.0.flags
+    }
+
+    /// Whether the queue is closed, or the side opposite to `side` is gone, as far as anybody has found out.
+    #[inline(always)]
+    pub(crate) fn has_ended_for(&self, side: Side) -> bool {
+        self.gone.0.flags.has_or_closed(side.other().bit())
     }
 
     pub(crate) fn epoch(&self) -> u64 {

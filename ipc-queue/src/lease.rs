@@ -18,7 +18,7 @@
 //!
 //! # The end
 //!
-//! A receiver that finds the queue empty without senders may be needed still: others have messages on lease, and may die. So it
+//! A receiver that finds the queue empty, and closed or without senders, may be needed still: others have messages on lease, and may die. So it
 //! waits, unless its own process has some on lease (two such processes would wait for each other).
 
 /// What both handles have in common.
@@ -51,6 +51,17 @@ macro_rules! leased_end {
             /// How many messages that were not delivered yet the queue holds at most.
             pub fn capacity(&self) -> usize {
                 self.end.capacity()
+            }
+
+            /// Closes the queue for everybody, as [`Sender::close`](crate::Sender::close). Receivers get everything that was
+            /// sent, and what others give back, before they are told.
+            pub fn close(&self) -> bool {
+                self.end.close()
+            }
+
+            /// Whether the queue was closed. `true` stays true. `false` in a forked child that cannot attach.
+            pub fn is_closed(&self) -> bool {
+                self.end.is_closed()
             }
 
             /// How many messages may be sent and not acknowledged at a time.
@@ -274,8 +285,7 @@ impl End {
                 }
             }
         }
-        let mut attempt =
-            || store.push(self.ring(), self.cursor(), self.me(), &mut draft.cell).map_err(Miss::from);
+        let mut attempt = || store.push(self, &mut draft.cell);
         attempt().or_else(|miss| self.retry(miss, patience, attempt)).map_err(Denied::Stop)?;
         self.done(1);
         Ok(())
@@ -312,9 +322,10 @@ impl End {
         found
     }
 
-    /// Whether the senders are gone, but others have messages on lease that may come back.
+    /// Whether the senders are gone or the queue is closed, but others have messages on lease that may come back.
     fn is_needed_still(&self) -> bool {
-        self.control().is_gone(Side::Sender) && self.leasing().store.is_awaited(self.control(), self.me())
+        self.control().has_ended_for(Side::Receiver)
+            && self.leasing().store.is_awaited(self.control(), self.me())
     }
 
     /// Takes a message on lease, with all its waiting. `None` in it for a slot that refers to no message.

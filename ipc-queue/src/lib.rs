@@ -8,6 +8,7 @@
 //! | waiting | the ring gave nothing: poll, sleep, look after the peers |
 //! | pollable | a descriptor for `poll` and async runtimes, on demand |
 //! | disconnect | who holds which side, and what is on its way |
+//! | closing | that nothing more is sent, and when everything has been received |
 //! | bulk | chunks of memory for what does not fit a slot |
 //! | lease | cells in which messages stay until they are acknowledged |
 //! | [`spsc`](mod@spsc) | the same for one producer and one consumer, with a ring of its own |
@@ -28,6 +29,8 @@ mod bytes;
 pub mod cells;
 #[doc(hidden)]
 pub mod chunks;
+#[doc(hidden)]
+pub mod closing;
 #[cfg(not(loom))]
 mod codec;
 #[cfg(not(loom))]

@@ -63,6 +63,7 @@ pub(crate) fn nothing(stop: Stop) -> Nothing {
     match stop {
         Stop::Late => None,
         Stop::Disconnected => Some(Dry::Disconnected),
+        Stop::Closed => Some(Dry::Closed),
         Stop::Exhausted => Some(Dry::Exhausted),
         Stop::Forked => Some(Dry::Forked),
     }
@@ -78,7 +79,8 @@ impl<T, C: Format<T>> Receiver<T, C> {
     ///
     /// # Errors
     ///
-    /// [`RecvError::Disconnected`] when nothing is left and no living process holds a sender;
+    /// [`RecvError::Disconnected`] when nothing is left and no living process holds a sender; [`RecvError::Closed`] when
+    /// nothing is left and the queue was closed;
     /// [`RecvError::Decode`] for a message that is not a `T`, or whose handles could not be fetched: it is taken, and the
     /// next call goes on behind it.
     ///
@@ -341,7 +343,7 @@ impl<T, C: Format<T>> Receiver<T, C> {
         if failed.is_empty() { Ok(Some(received)) } else { Err(RecvBatchError::Decode { received, failed }) }
     }
 
-    /// The messages to come, until every sender is gone and nothing is left. Blocks for each as
+    /// The messages to come, until every sender is gone or the queue is closed, and nothing is left. Blocks for each as
     /// [`Receiver::recv`]. A message that does not decode is an `Err` item, and the iteration goes on.
     ///
     /// # Examples
@@ -455,6 +457,41 @@ impl<T, C> Receiver<T, C> {
     pub fn max_message_len(&self) -> usize {
         self.end.longest()
     }
+
+    /// Closes the queue for everybody, in all processes: from here on every send fails at once with `Closed`, those that
+    /// sleep included, and receivers that have received everything get `Closed` too. Returns whether this call did it:
+    /// `false` if the queue was closed already, or in a forked child that cannot attach. Never blocks.
+    ///
+    /// A send that returns `Ok` is received although the queue was closed meanwhile, if anybody goes on receiving. If the
+    /// other side is gone too, calls say `Closed`, not `Disconnected`.
+    ///
+    /// # If the peer dies
+    ///
+    /// A process that is killed in here has closed the queue or has not; if it has, sleepers may find out only when they
+    /// look after their peers, within about 100 ms.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (tx, rx) = ipc_queue::bounded::<u32>(4)?;
+    /// tx.send(7)?;
+    /// assert!(rx.close());
+    /// let error = tx.send(8).unwrap_err();
+    /// assert!(error.is_closed());
+    /// assert_eq!(error.into_inner(), 8);
+    /// assert_eq!(rx.recv()?, 7);
+    /// assert!(rx.recv().unwrap_err().is_closed());
+    /// # Ok(()) }
+    /// ```
+    pub fn close(&self) -> bool {
+        self.end.close()
+    }
+
+    /// Whether the queue was closed. `true` stays true. `false` in a forked child that cannot attach.
+    pub fn is_closed(&self) -> bool {
+        self.end.is_closed()
+    }
 }
 
 impl<T, C> Clone for Receiver<T, C> {
@@ -508,7 +545,7 @@ fn next<T, C: Format<T>>(receiver: &Receiver<T, C>, ended: &mut bool) -> Option<
     let item = receiver.recv();
     *ended = !matches!(item, Ok(_) | Err(RecvError::Decode(_)));
     match item {
-        Err(RecvError::Disconnected) => None,
+        Err(RecvError::Disconnected | RecvError::Closed) => None,
         item => Some(item),
     }
 }

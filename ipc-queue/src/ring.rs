@@ -62,10 +62,10 @@
 //! # Orderings
 //!
 //! Each access that needs an ordering has a name in [`ORDERINGS`], and `tests/loom.rs` shows that a model fails
-//! when it is weakened. A claiming CAS is `Relaxed`: words never come back, so the word it replaces is the one
-//! that the `Acquire` look has read. Interior words are stored with `Release` like headers: a laggard whose ticket
-//! lies there, or a consumer that jumped over another consumer's claim, looks at them without having read
-//! their header.
+//! when it is weakened. A claiming CAS need not acquire: words never come back, so the word it replaces is the one
+//! that the `Acquire` look has read. A consumer's releases, so that whoever passes its claim sees the messages
+//! that it covers; a producer's does not, except in [`Ring::try_push_if`]. Interior words are freed with `Release` like
+//! headers: a laggard whose ticket lies there looks at them without having read their header.
 
 mod cursor;
 mod error;
@@ -84,7 +84,7 @@ pub use torn::Step;
 
 use memory::Slots;
 use shm_core::crash_point;
-use shm_core::sync::Ordering::{Acquire, Relaxed, Release};
+use shm_core::sync::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use shm_core::sync::ordering;
 use tickets::{Tickets, small};
 use word::{State, Word};
@@ -101,14 +101,15 @@ pub const ORDERINGS: &[&str] = &[
     "ring.push.look",
     "ring.push.interior",
     "ring.push.publish",
-    "ring.push.publish_interior",
     "ring.pop.look",
     "ring.pop.interior",
+    "ring.pop.claim",
     "ring.pop.release",
     "ring.pop.release_interior",
     "ring.recover.header",
     "ring.recover.interior",
     "ring.released",
+    "ring.cursor.set",
 ];
 
 /// Names of the steps at which a test can kill a process that uses a ring.
@@ -184,7 +185,7 @@ impl Held {
     }
 }
 
-/// Gives a claim back when a closure panics: its owner is alive, but will not finish it.
+/// Gives a claim back when it is refused or a closure panics: its owner is alive, but will not finish it.
 struct Withdraw<'a, 'm>(&'a Ring<'m>, Held);
 
 impl Drop for Withdraw<'_, '_> {
@@ -244,9 +245,42 @@ impl<'m> Ring<'m> {
         me: u16,
         write: impl FnOnce(u64, *mut u8),
     ) -> Result<u64, PushError> {
-        let held = self.claim_free(cursor, me, 1)?;
+        self.push_claimed(self.claim_free(cursor, me, 1, Relaxed)?, || true, write)
+    }
+
+    /// As [`Ring::try_push_at`], if `permit` agrees once the slot is claimed. Otherwise the claim is withdrawn: its
+    /// ticket is passed by consumers as that of a dead producer.
+    ///
+    /// The claim is `SeqCst`, and each claim that is made so happens before the claim of the next ticket: by means of a
+    /// `SeqCst` look in `permit`, a push can be told from all that come later. (A model needs
+    /// [`seq_cst_in_model`](shm_core::sync::seq_cst_in_model) before that look.)
+    ///
+    /// # Errors
+    ///
+    /// As [`Ring::try_push`], and [`PushError::Refused`].
+    #[inline(always)]
+    pub fn try_push_if(
+        &self,
+        cursor: &Cursor,
+        me: u16,
+        permit: impl FnOnce() -> bool,
+        write: impl FnOnce(u64, *mut u8),
+    ) -> Result<u64, PushError> {
+        self.push_claimed(self.claim_free(cursor, me, 1, SeqCst)?, permit, write)
+    }
+
+    #[inline(always)]
+    fn push_claimed(
+        &self,
+        held: Held,
+        permit: impl FnOnce() -> bool,
+        write: impl FnOnce(u64, *mut u8),
+    ) -> Result<u64, PushError> {
         crash_point!("ring.push.claimed");
         let withdraw = Withdraw(self, held);
+        if !permit() {
+            return Err(PushError::Refused);
+        }
         self.slots.write(held.index, |slot| write(held.ticket, slot));
         std::mem::forget(withdraw);
         crash_point!("ring.push.written");
@@ -270,14 +304,48 @@ impl<'m> Ring<'m> {
         cursor: &Cursor,
         me: u16,
         count: usize,
-        mut write: impl FnMut(usize, *mut u8),
+        write: impl FnMut(usize, *mut u8),
     ) -> Result<(u64, usize), PushError> {
         if count == 0 {
             return Ok((cursor.ticket(), 0));
         }
-        let held = self.claim_free(cursor, me, self.longest(count))?;
+        let held = self.claim_free(cursor, me, self.longest(count), Relaxed)?;
+        self.push_batch_claimed(held, || true, write)
+    }
+
+    /// As [`Ring::try_push_batch`], if `permit` agrees, as in [`Ring::try_push_if`]: all of the batch or nothing of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Ring::try_push_batch`], and [`PushError::Refused`].
+    #[inline]
+    pub fn try_push_batch_if(
+        &self,
+        cursor: &Cursor,
+        me: u16,
+        count: usize,
+        permit: impl FnOnce() -> bool,
+        write: impl FnMut(usize, *mut u8),
+    ) -> Result<(u64, usize), PushError> {
+        if count == 0 {
+            return Ok((cursor.ticket(), 0));
+        }
+        let held = self.claim_free(cursor, me, self.longest(count), SeqCst)?;
+        self.push_batch_claimed(held, permit, write)
+    }
+
+    #[inline(always)]
+    fn push_batch_claimed(
+        &self,
+        held: Held,
+        permit: impl FnOnce() -> bool,
+        mut write: impl FnMut(usize, *mut u8),
+    ) -> Result<(u64, usize), PushError> {
         crash_point!("ring.push.claimed");
         let withdraw = Withdraw(self, held);
+        if !permit() {
+            return Err(PushError::Refused);
+        }
         self.each(&held, |i, index| self.slots.write(index, |slot| write(i, slot)));
         std::mem::forget(withdraw);
         crash_point!("ring.push.written");
@@ -343,9 +411,15 @@ impl<'m> Ring<'m> {
         Ok(small(held.word.span()))
     }
 
-    /// Claims up to `count` free tickets from the true tail on.
+    /// Claims up to `count` free tickets from the true tail on. `order` is that of the claim: `Relaxed` or more.
     #[inline(always)]
-    fn claim_free(&self, cursor: &Cursor, me: u16, count: u64) -> Result<Held, PushError> {
+    fn claim_free(
+        &self,
+        cursor: &Cursor,
+        me: u16,
+        count: u64,
+        order: shm_core::sync::Ordering,
+    ) -> Result<Held, PushError> {
         let start = cursor.ticket();
         let mut ticket = start;
         loop {
@@ -362,8 +436,10 @@ impl<'m> Ring<'m> {
                 };
                 crash_point!("ring.push.before_claim");
                 // FREE => WRITING
+                // SYNC ticket-order: if it releases, it happens before the claim of the next ticket: pairs with the look above
+                // (at this word, or at one that was stored behind it), and with cursors.
                 let word = Word::writing(lap, span, me);
-                if self.swap(index, seen, word, Relaxed) {
+                if self.swap(index, seen, word, order) {
                     cursor.set(ticket + span);
                     return Ok(Held { ticket, lap, index, word });
                 }
@@ -404,8 +480,10 @@ impl<'m> Ring<'m> {
                 };
                 crash_point!("ring.pop.before_claim");
                 // FULL => READING
+                // SYNC slot-ready: pairs with the looks of consumers that pass this claim: what was seen of the messages that it
+                // covers, they see too, such as the interior of a batch whose header is among them.
                 let word = Word::reading(lap, span, me);
-                if self.swap(index, seen, word, Relaxed) {
+                if self.swap(index, seen, word, ordering("ring.pop.claim", Release)) {
                     cursor.set(ticket + span);
                     return Ok(Held { ticket, lap, index, word });
                 }
@@ -454,9 +532,9 @@ impl<'m> Ring<'m> {
     fn publish_interior(&self, held: &Held, i: u64) {
         if let Some((lap, index)) = self.tickets.locate(held.ticket + i) {
             // FREE => FULL
-            // SYNC slot-ready: as in `publish_header`, for whoever lands here past somebody else's header.
-            let order = ordering("ring.push.publish_interior", Release);
-            self.slots.word(index).store(Word::full(lap).0, order);
+            // Relaxed: a consumer that gets here has seen the header published, or the claim of another one that has; to a
+            // producer it says only that the ticket is taken.
+            self.slots.word(index).store(Word::full(lap).0, Relaxed);
             crash_point!("ring.push.published_interior");
         }
     }

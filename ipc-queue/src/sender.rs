@@ -72,6 +72,7 @@ impl From<Stop> for Unsent {
         match stop {
             Stop::Late => Self::Late,
             Stop::Disconnected => Self::Failed(Failure::Disconnected),
+            Stop::Closed => Self::Failed(Failure::Closed),
             Stop::Exhausted => Self::Failed(Failure::Exhausted),
             Stop::Forked => Self::Failed(Failure::Forked),
         }
@@ -90,7 +91,7 @@ impl<T, C: Format<T>> Sender<T, C> {
     ///
     /// # Errors
     ///
-    /// [`SendError`] with the message: no receiver is left, it is larger than the whole byte budget, the machine has no
+    /// [`SendError`] with the message: no receiver is left, the queue was closed, it is larger than the whole byte budget, the machine has no
     /// memory for it, or it cannot be encoded.
     ///
     /// # Examples
@@ -187,8 +188,8 @@ impl<T, C: Format<T>> Sender<T, C> {
     ///
     /// # Errors
     ///
-    /// [`SendBatchError`] says how many were sent, and hands the others back: no receiver is left, or one of them is
-    /// too large or cannot be encoded.
+    /// [`SendBatchError`] says how many were sent, and hands the others back: no receiver is left, the queue was closed, or
+    /// one of them is too large or cannot be encoded.
     ///
     /// # If the peer dies
     ///
@@ -415,6 +416,41 @@ impl<T, C> Sender<T, C> {
     /// ```
     pub fn max_message_len(&self) -> usize {
         self.end.longest()
+    }
+
+    /// Closes the queue for everybody, in all processes: from here on every send fails at once with `Closed`, those that
+    /// sleep included, and receivers that have received everything get `Closed` too. Returns whether this call did it:
+    /// `false` if the queue was closed already, or in a forked child that cannot attach. Never blocks.
+    ///
+    /// A send that returns `Ok` is received although the queue was closed meanwhile, if anybody goes on receiving. If the
+    /// other side is gone too, calls say `Closed`, not `Disconnected`.
+    ///
+    /// # If the peer dies
+    ///
+    /// A process that is killed in here has closed the queue or has not; if it has, sleepers may find out only when they
+    /// look after their peers, within about 100 ms.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (tx, rx) = ipc_queue::bounded::<u32>(4)?;
+    /// tx.send(7)?;
+    /// assert!(tx.close());
+    /// let error = tx.send(8).unwrap_err();
+    /// assert!(error.is_closed());
+    /// assert_eq!(error.into_inner(), 8);
+    /// assert_eq!(rx.recv()?, 7);
+    /// assert!(rx.recv().unwrap_err().is_closed());
+    /// # Ok(()) }
+    /// ```
+    pub fn close(&self) -> bool {
+        self.end.close()
+    }
+
+    /// Whether the queue was closed. `true` stays true. `false` in a forked child that cannot attach.
+    pub fn is_closed(&self) -> bool {
+        self.end.is_closed()
     }
 }
 

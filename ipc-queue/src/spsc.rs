@@ -18,6 +18,11 @@
 //!   given up, one that arrives late. Nothing is lost but what the dead consumer had taken. While nobody has one, the side
 //!   is gone, and the other side is told.
 //!
+//! # The end
+//!
+//! There is no `close`: dropping the one end there is says the same. The consumer gets what is left and then
+//! `Disconnected`, the producer gets `Disconnected` at once.
+//!
 //! # Examples
 //!
 //! ```

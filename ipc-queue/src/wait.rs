@@ -34,6 +34,8 @@ pub(crate) enum Stop {
     Late,
     /// The other side is gone (for a receiver: and nothing is left).
     Disconnected,
+    /// The queue is closed (likewise).
+    Closed,
     Exhausted,
     Forked,
 }
@@ -71,6 +73,9 @@ impl End {
         patience: Patience,
         mut attempt: impl FnMut() -> Result<R, Miss>,
     ) -> Result<R, Stop> {
+        if miss == Miss::Closed {
+            return Err(Stop::Closed);
+        }
         let wanted = if miss == Miss::Scarce { CHUNKS } else { MORE };
         match self.wait_on(line, miss, patience, &mut attempt) {
             // Somebody may poll this end, and wait for what comes from here on.
@@ -112,7 +117,7 @@ impl End {
     /// After a miss that must not wait: repairs what a dead process blocks, and asks now and then whether the other
     /// side is alive.
     fn glance<R>(&self, miss: Miss, attempt: &mut impl FnMut() -> Result<R, Miss>) -> Result<R, Stop> {
-        let known = self.control().is_gone(self.side().other());
+        let known = self.control().has_ended_for(self.side());
         match miss {
             Miss::Exhausted => return Err(Stop::Exhausted),
             Miss::Nothing | Miss::Leased if !known && !self.may_look() => return Err(Stop::Late),
@@ -133,7 +138,9 @@ impl End {
         match attempt() {
             Ok(done) => Some(Ok(done)),
             Err(Miss::Exhausted) => Some(Err(Stop::Exhausted)),
-            Err(_) if self.control().is_gone(self.side().other()) => self.last_look(attempt),
+            Err(Miss::Closed) => Some(Err(Stop::Closed)),
+            Err(miss) if self.is_on_its_way(miss) => None,
+            Err(_) if self.control().has_ended_for(self.side()) => self.last_look(attempt),
             Err(_) => None,
         }
     }
@@ -147,6 +154,7 @@ impl End {
             match attempt() {
                 Ok(done) => return Some(Ok(done)),
                 Err(Miss::Exhausted) => return Some(Err(Stop::Exhausted)),
+                Err(Miss::Closed) => return Some(Err(Stop::Closed)),
                 Err(Miss::Claimed(claim)) if self.recover(claim) => {}
                 Err(Miss::Scarce) if !tidied => {
                     self.tidy();
@@ -155,25 +163,35 @@ impl End {
                 Err(_) => break,
             }
         }
-        if self.is_alone() { self.last_look(attempt) } else { None }
+        let alone = self.is_alone();
+        if alone || self.control().flags().is_closed() { self.last_look(attempt) } else { None }
     }
 
-    /// The other side is gone: what it sent before it went is still there. Nothing if it cannot be told yet: a dead
-    /// sender's claim may lie in front of messages, and while somebody else sweeps up after the dead one it does not
-    /// look dead.
+    /// Whether a receiver that missed waits for a sender that has claimed a slot and is not known to be gone.
+    fn is_on_its_way(&self, miss: Miss) -> bool {
+        let pending = matches!(miss, Miss::Claimed(claim) if claim.is_writing());
+        pending && self.side() == Side::Receiver && !self.control().is_gone(Side::Sender)
+    }
+
+    /// The other side is gone or the queue is closed: what was sent before is still there. Nothing if it cannot be told
+    /// yet: a sender may still publish or withdraw what it had claimed; a dead sender's claim may lie in front of messages,
+    /// and while somebody else sweeps up after the dead one it does not look dead.
     #[cold]
     fn last_look<R>(&self, attempt: &mut impl FnMut() -> Result<R, Miss>) -> Option<Result<R, Stop>> {
+        // Before the looks at the ring.
+        let end = if self.control().flags().is_final() { Stop::Closed } else { Stop::Disconnected };
         if self.side() == Side::Sender {
-            return Some(Err(Stop::Disconnected));
+            return Some(Err(end));
         }
         let mut before = None;
         for _ in 0..REPAIRS {
             match attempt() {
                 Ok(done) => return Some(Ok(done)),
                 Err(Miss::Exhausted) => return Some(Err(Stop::Exhausted)),
-                Err(Miss::Nothing | Miss::Scarce) => break,
+                Err(Miss::Nothing | Miss::Scarce | Miss::Closed) => break,
                 // Another one's death may bring something.
                 Err(Miss::Leased) => return None,
+                Err(miss) if self.is_on_its_way(miss) => return None,
                 Err(Miss::Claimed(claim)) if self.recover(claim) => {}
                 Err(Miss::Claimed(claim)) if self.is_swept_elsewhere(claim) => return None,
                 // A claim that somebody else has just repaired looks different the second time.
@@ -181,7 +199,11 @@ impl End {
                 Err(Miss::Claimed(_)) => break,
             }
         }
-        Some(Err(Stop::Disconnected))
+        if end == Stop::Closed {
+            // Others may have gone to sleep over a claim that was still on its way.
+            self.control().wake_all(Side::Receiver);
+        }
+        Some(Err(end))
     }
 
     /// After `count` successes from `ticket` on: wakes the other side, if it sleeps, and passes a wake-up on to this
@@ -214,7 +236,7 @@ impl End {
 
     #[cold]
     fn pass_on(&self) {
-        if self.is_ready() {
+        if self.is_ready() || self.control().flags().is_closed() {
             self.control().sleeps(self.side()).notify(1);
         }
     }

@@ -469,11 +469,12 @@ fn survivors_finish_after_a_death_at_every_point_of_the_handles() {
     let all = points_in_sources();
     assert!(ring.iter().all(|point| all.contains(*point)), "the ring lists points that it has not");
     // Those of messages with handles are passed in `handles.rs`, those of `spsc` in `spsc_crash.rs`, those of leases in
-    // `lease_crash.rs`, the others in the tests of `shm-core`.
+    // `lease_crash.rs`, those of closing in `closing.rs`, the others in the tests of `shm-core`.
     let others = [
         "segment.inherit.",
         "broker.",
         "queue.parcel.",
+        "queue.close.",
         "named.",
         "spsc.",
         "chunks.returned",

@@ -317,3 +317,36 @@ fn printing_a_copy_does_not_attach() {
     })
     .succeeds();
 }
+
+#[test]
+fn a_child_closes_the_queue_for_its_parent() {
+    let (_dog, _alone) = (watchdog(), alone());
+    let (tx, rx) = line();
+    tx.send(1).expect("sent");
+    Child::fork(|| tx.close() && !rx.close() && tx.is_closed()).succeeds();
+    assert!(tx.is_closed() && tx.send(2).expect_err("closed").is_closed());
+    assert_eq!(rx.recv().expect("sent before"), 1);
+    assert!(rx.recv().expect_err("closed").is_closed());
+}
+
+#[test]
+fn a_child_is_woken_by_the_close_of_its_parent() {
+    let (_dog, _alone) = (watchdog(), alone());
+    let (tx, rx) = line();
+    let child = Child::fork(|| rx.recv().is_ok() && rx.recv().is_err_and(|error| error.is_closed()));
+    tx.send(1).expect("sent");
+    while !tx.is_empty() {
+        std::thread::yield_now();
+    }
+    assert!(tx.close());
+    child.succeeds();
+}
+
+#[test]
+fn a_child_that_cannot_attach_closes_nothing() {
+    let (_dog, _alone) = (watchdog(), alone());
+    let (tx, rx) = line();
+    Child::clone(|| !tx.close() && !tx.is_closed() && !rx.close()).succeeds();
+    assert!(!rx.is_closed());
+    assert!(tx.close() && rx.is_closed());
+}

@@ -1,6 +1,6 @@
 //! The errors of receiving.
 
-use super::{DecodeError, EXHAUSTED, TAKEN};
+use super::{CLOSED, DecodeError, EXHAUSTED, TAKEN};
 use std::fmt;
 
 const NO_SENDER: &str = "no living process holds a sender of the queue, and it is empty";
@@ -9,6 +9,7 @@ const NO_SENDER: &str = "no living process holds a sender of the queue, and it i
 #[derive(Debug)]
 pub(crate) enum Dry {
     Disconnected,
+    Closed,
     Forked,
     Exhausted,
     Taken,
@@ -24,6 +25,9 @@ macro_rules! recv_error {
             $($(#[$own])* $variant,)?
             /// Nothing is left, and no living process holds a sender.
             Disconnected,
+            /// Nothing is left, and the queue was closed. A closed queue says this whether or not it has senders. Those made
+            /// by [`spsc`](crate::spsc()) do not say so.
+            Closed,
             /// A message was taken, but its bytes are not a value of this type. The queue goes on.
             Decode(DecodeError),
             /// This process was forked after it had got the handle, and cannot attach to the queue by itself.
@@ -47,12 +51,18 @@ macro_rules! recv_error {
             pub fn is_disconnected(&self) -> bool {
                 matches!(self, Self::Disconnected)
             }
+
+            /// Whether nothing is left and the queue was closed.
+            pub fn is_closed(&self) -> bool {
+                matches!(self, Self::Closed)
+            }
         }
 
         impl From<Dry> for $name {
             fn from(dry: Dry) -> Self {
                 match dry {
                     Dry::Disconnected => Self::Disconnected,
+                    Dry::Closed => Self::Closed,
                     Dry::Forked => Self::Forked,
                     Dry::Exhausted => Self::Exhausted,
                     Dry::Taken => Self::Taken,
@@ -71,6 +81,7 @@ macro_rules! recv_error {
                 match self {
                     $(Self::$variant => f.write_str($text),)?
                     Self::Disconnected => f.write_str(NO_SENDER),
+                    Self::Closed => f.write_str(CLOSED),
                     Self::Decode(error) => error.fmt(f),
                     Self::Forked => shm_core::fork::Forked.fmt(f),
                     Self::Exhausted => f.write_str(EXHAUSTED),
@@ -116,6 +127,9 @@ recv_error! {
 pub enum RecvBatchError<T> {
     /// Nothing is left, and no living process holds a sender.
     Disconnected,
+    /// Nothing is left, and the queue was closed. A closed queue says this whether or not it has senders. Those made by
+    /// [`spsc`](crate::spsc()) do not say so.
+    Closed,
     /// Some messages of the batch are not values of this type. All were taken; the queue goes on.
     Decode {
         /// The messages that are, in order.
@@ -145,12 +159,18 @@ impl<T> RecvBatchError<T> {
     pub fn is_disconnected(&self) -> bool {
         matches!(self, Self::Disconnected)
     }
+
+    /// Whether nothing is left and the queue was closed.
+    pub fn is_closed(&self) -> bool {
+        matches!(self, Self::Closed)
+    }
 }
 
 impl<T> From<Dry> for RecvBatchError<T> {
     fn from(dry: Dry) -> Self {
         match dry {
             Dry::Disconnected => Self::Disconnected,
+            Dry::Closed => Self::Closed,
             Dry::Forked => Self::Forked,
             Dry::Exhausted => Self::Exhausted,
             Dry::Taken => Self::Taken,
@@ -162,6 +182,7 @@ impl<T> fmt::Debug for RecvBatchError<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Disconnected => f.write_str("Disconnected"),
+            Self::Closed => f.write_str("Closed"),
             Self::Decode { received, failed } => {
                 f.debug_struct("Decode").field("received", &received.len()).field("failed", failed).finish()
             }
@@ -176,6 +197,7 @@ impl<T> fmt::Display for RecvBatchError<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Disconnected => f.write_str(NO_SENDER),
+            Self::Closed => f.write_str(CLOSED),
             Self::Decode { received, failed } => {
                 let total = received.len().saturating_add(failed.len());
                 write!(f, "{} of {total} received messages do not decode", failed.len())
@@ -200,6 +222,7 @@ impl From<RecvError> for TryRecvError {
     fn from(error: RecvError) -> Self {
         match error {
             RecvError::Disconnected => Self::Disconnected,
+            RecvError::Closed => Self::Closed,
             RecvError::Decode(error) => Self::Decode(error),
             RecvError::Forked => Self::Forked,
             RecvError::Exhausted => Self::Exhausted,

@@ -1,6 +1,6 @@
 //! The errors of sending.
 
-use super::{EXHAUSTED, EncodeError, TAKEN};
+use super::{CLOSED, EXHAUSTED, EncodeError, TAKEN};
 use std::fmt;
 
 const NO_MEMORY: &str = "there is no memory left for a message of this length";
@@ -19,6 +19,9 @@ macro_rules! send_error {
             $($(#[$own])* $variant(T),)?
             /// No living process holds a receiver, so nobody will ever take the message.
             Disconnected(T),
+            /// The queue was closed. A closed queue says this whether or not it has receivers. Those made by
+            /// [`spsc`](crate::spsc()) do not say so.
+            Closed(T),
             /// The message is longer than any message of this queue: than a slot, and than the byte budget.
             TooLarge {
                 /// The message.
@@ -51,6 +54,7 @@ macro_rules! send_error {
             pub fn into_inner(self) -> T {
                 match self {
                     $(Self::$variant(value) |)? Self::Disconnected(value)
+                    | Self::Closed(value)
                     | Self::OutOfMemory(value)
                     | Self::Forked(value)
                     | Self::Exhausted(value)
@@ -72,6 +76,11 @@ macro_rules! send_error {
                 matches!(self, Self::Disconnected(_))
             }
 
+            /// Whether the queue was closed.
+            pub fn is_closed(&self) -> bool {
+                matches!(self, Self::Closed(_))
+            }
+
             /// Whether the message is longer than any message of this queue.
             pub fn is_too_large(&self) -> bool {
                 matches!(self, Self::TooLarge { .. })
@@ -85,6 +94,7 @@ macro_rules! send_error {
             pub(crate) fn from_failure(failure: Failure, value: T) -> Self {
                 match failure {
                     Failure::Disconnected => Self::Disconnected(value),
+                    Failure::Closed => Self::Closed(value),
                     Failure::TooLarge { len, limit } => Self::TooLarge { value, len, limit },
                     Failure::Encode(reason) => Self::Encode { value, reason },
                     Failure::OutOfMemory => Self::OutOfMemory(value),
@@ -100,6 +110,7 @@ macro_rules! send_error {
                 match self {
                     $(Self::$variant(_) => f.write_str(concat!(stringify!($variant), "(..)")),)?
                     Self::Disconnected(_) => f.write_str("Disconnected(..)"),
+                    Self::Closed(_) => f.write_str("Closed(..)"),
                     Self::TooLarge { len, limit, .. } => {
                         write!(f, "TooLarge {{ len: {len}, limit: {limit}, .. }}")
                     }
@@ -117,6 +128,7 @@ macro_rules! send_error {
                 match self {
                     $(Self::$variant(_) => f.write_str($text),)?
                     Self::Disconnected(_) => f.write_str(NO_RECEIVER),
+                    Self::Closed(_) => f.write_str(CLOSED),
                     Self::TooLarge { len, limit, .. } => fmt_too_large(f, *len, *limit),
                     Self::Encode { reason, .. } => reason.fmt(f),
                     Self::OutOfMemory(_) => f.write_str(NO_MEMORY),
@@ -142,6 +154,7 @@ macro_rules! send_error {
 #[derive(Debug)]
 pub(crate) enum Failure {
     Disconnected,
+    Closed,
     TooLarge { len: usize, limit: usize },
     Encode(EncodeError),
     OutOfMemory,
@@ -217,6 +230,11 @@ impl<T> SendBatchError<T> {
         matches!(self.halt, Halt::Failed(Failure::Disconnected))
     }
 
+    /// Whether the queue was closed.
+    pub fn is_closed(&self) -> bool {
+        matches!(self.halt, Halt::Failed(Failure::Closed))
+    }
+
     /// Whether there was no memory for the first unsent message.
     pub fn is_out_of_memory(&self) -> bool {
         matches!(self.halt, Halt::Failed(Failure::OutOfMemory))
@@ -262,6 +280,7 @@ impl<T> fmt::Display for SendBatchError<T> {
             Halt::Timeout => f.write_str("the queue stayed full until the deadline"),
             Halt::Failed(failure) => match failure {
                 Failure::Disconnected => f.write_str(NO_RECEIVER),
+                Failure::Closed => f.write_str(CLOSED),
                 Failure::TooLarge { len, limit } => fmt_too_large(f, *len, *limit),
                 Failure::Encode(reason) => reason.fmt(f),
                 Failure::OutOfMemory => f.write_str(NO_MEMORY),

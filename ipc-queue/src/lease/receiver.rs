@@ -118,7 +118,7 @@ impl<T, C: Format<T>> LeaseReceiver<T, C> {
     ///
     /// [`RecvError::Disconnected`] when no living process holds a sender, nothing is left, and no *other* process has messages on
     /// lease that may come back: this process is not needed any more. If this process itself has some on lease, it does not wait
-    /// for others' leases. [`RecvError::Decode`] for a message that is not a `T`: it counts as acknowledged, its bytes are in the
+    /// for others' leases. [`RecvError::Closed`] likewise, if the queue was closed. [`RecvError::Decode`] for a message that is not a `T`: it counts as acknowledged, its bytes are in the
     /// error, and the next call goes on behind it.
     ///
     /// # Panics
@@ -174,7 +174,7 @@ impl<T, C: Format<T>> LeaseReceiver<T, C> {
         }
     }
 
-    /// Messages on lease as they come, by [`LeaseReceiver::recv_lease`]; ends where that says `Disconnected`. After any other
+    /// Messages on lease as they come, by [`LeaseReceiver::recv_lease`]; ends where that says `Disconnected` or `Closed`. After any other
     /// error but one of decoding it ends too.
     pub fn leases(&self) -> Leases<'_, T, C> {
         Leases { receiver: self, done: false }
@@ -217,7 +217,7 @@ impl<T, C: Format<T>> Iterator for Leases<'_, T, C> {
             return None;
         }
         match self.receiver.recv_lease() {
-            Err(RecvError::Disconnected) => {
+            Err(RecvError::Disconnected | RecvError::Closed) => {
                 self.done = true;
                 None
             }

@@ -59,7 +59,7 @@ impl<T, C: Format<T>> LeaseSender<T, C> {
     ///
     /// # Errors
     ///
-    /// [`SendError`] with the value: no living process holds a receiver; the message is too long, cannot be encoded, or contains
+    /// [`SendError`] with the value: no living process holds a receiver, or the queue was closed; the message is too long, cannot be encoded, or contains
     /// handles of queues or shared memory ([`EncodeError::is_handle`]: what is fetched once cannot be delivered again).
     ///
     /// # Panics

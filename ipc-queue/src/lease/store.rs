@@ -14,8 +14,9 @@
 use crate::bulk::Reference;
 use crate::cells::{Cell, Cells, MAX_CELLS, Place};
 use crate::codec::Format;
+use crate::end::{End, Miss};
 use crate::layout::Control;
-use crate::ring::{Cursor, MAX_PAYLOAD, PopError, PushError, Ring};
+use crate::ring::{Cursor, MAX_PAYLOAD, PopError, Ring};
 use shm_core::sync::AtomicU64;
 use std::ptr::NonNull;
 
@@ -116,14 +117,8 @@ impl Store {
     }
 
     /// Passes a cell to the ring; `cell` is empty after success.
-    pub(super) fn push(
-        &self,
-        ring: &Ring<'_>,
-        cursor: &Cursor,
-        me: u16,
-        cell: &mut Option<Cell>,
-    ) -> Result<u64, PushError> {
-        ring.try_push_at(cursor, me, |ticket, slot| {
+    pub(super) fn push(&self, end: &End, cell: &mut Option<Cell>) -> Result<u64, Miss> {
+        end.try_push_open(|ticket, slot| {
             if let Some(cell) = cell.take() {
                 let bits = cell.place().bits();
                 self.cells().queue(cell, ticket);

@@ -100,7 +100,8 @@ enum Miss {
 impl From<PushError> for Miss {
     fn from(error: PushError) -> Self {
         match error {
-            PushError::Full => Self::Nothing,
+            // Nothing refuses here.
+            PushError::Full | PushError::Refused => Self::Nothing,
             PushError::Claimed(claim) => Self::Claimed(claim),
             PushError::Exhausted => Self::Exhausted,
         }

@@ -49,7 +49,7 @@ impl Observer {
         if wanted & CHUNKS != 0 { &self.control().freed.0.line } else { self.control().sleeps(self.side) }
     }
 
-    /// Whether every operation would say that it is over.
+    /// Whether nobody holds the other side: every operation would say that it is over, as far as anybody has found out.
     fn is_over(&self) -> bool {
         self.control().is_gone(self.side.other())
     }
@@ -97,7 +97,12 @@ impl Watch {
     fn is_over(&self) -> bool {
         let Observer { segment, side, .. } = &self.observer;
         let awaits = |store: &Store| store.is_awaited(self.observer.control(), segment.participant());
-        self.observer.is_over() && !(*side == Side::Receiver && self.store.as_ref().is_some_and(awaits))
+        // A receiver of a closed queue waits for what a living sender has claimed still.
+        let is_closed = || {
+            self.observer.control().flags().is_final() && (*side == Side::Sender || self.peek() == Err(None))
+        };
+        (self.observer.is_over() || is_closed())
+            && !(*side == Side::Receiver && self.store.as_ref().is_some_and(awaits))
     }
 
     /// Whether an operation on the ring would not say "nothing"; if it would, who stands in the way.
@@ -110,7 +115,7 @@ impl Watch {
             },
             Side::Sender => match self.ring.peek_room(&self.cursor) {
                 Ok(()) | Err(PushError::Exhausted) => Ok(()),
-                Err(PushError::Full) => Err(None),
+                Err(PushError::Full | PushError::Refused) => Err(None),
                 Err(PushError::Claimed(claim)) => Err(Some(claim)),
             },
         }

@@ -1,7 +1,8 @@
 //! The private ticket of one end of a ring.
 
 use shm_core::sync::AtomicU64;
-use shm_core::sync::Ordering::Relaxed;
+use shm_core::sync::Ordering::{Acquire, Release};
+use shm_core::sync::ordering;
 
 /// The next ticket of one end (pushing or popping) of one ring: private to a process, shared by the threads of one
 /// handle if they like.
@@ -24,17 +25,17 @@ impl Cursor {
     /// The next ticket to try.
     #[inline(always)]
     pub fn ticket(&self) -> u64 {
-        // Relaxed: the ticket says only where to look first. Every word in a slot carries a Release, its own or that of
-        // the word it replaced, and every claim is preceded by an Acquire look at the slot itself, so nobody relies on
-        // what the finder of the ticket had seen. A slot that looks older than the ticket is one that looks full or
-        // empty a little longer.
-        self.0.load(Relaxed)
+        // The ticket says only where to look first: every claim is preceded by a look at the slot itself, and a slot that
+        // looks older than the ticket is one that looks full or empty a little longer.
+        // SYNC ticket-order: but each claim happens before the claim of the next ticket, whoever makes it: see `claim_free`.
+        // Pairs with `set`. (In a model the fence that stands for `SeqCst` would do.)
+        self.0.load(Acquire)
     }
 
     #[inline(always)]
     pub(super) fn set(&self, ticket: u64) {
-        // Relaxed: as in `ticket`.
-        self.0.store(ticket, Relaxed);
+        // SYNC ticket-order: pairs with `ticket`.
+        self.0.store(ticket, ordering("ring.cursor.set", Release));
     }
 }
 

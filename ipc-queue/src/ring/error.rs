@@ -43,6 +43,9 @@ pub enum PushError {
     /// The ring has used up its tickets (a ring of one slot at 5 million messages a second: after 81 days).
     #[error("the ring has used up its tickets")]
     Exhausted,
+    /// The caller of [`Ring::try_push_if`](super::Ring::try_push_if) has refused its own claim.
+    #[error("the push was refused")]
+    Refused,
 }
 
 /// Why nothing was popped.

@@ -3,6 +3,7 @@
 
 use super::tickets::small;
 use super::{Cursor, PopError, PushError, Ring};
+use shm_core::sync::Ordering::Relaxed;
 
 /// How far an abandoned operation got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +26,7 @@ impl Ring<'_> {
         mut write: impl FnMut(usize, *mut u8),
         step: Step,
     ) -> Result<(u64, usize), PushError> {
-        let held = self.claim_free(cursor, me, self.longest(count.max(1)))?;
+        let held = self.claim_free(cursor, me, self.longest(count.max(1)), Relaxed)?;
         if let Step::Interior(published) = step {
             self.each(&held, |i, index| self.slots.write(index, |slot| write(i, slot)));
             for i in held.word.interior().take(published) {
@@ -62,7 +63,6 @@ mod tests {
     use super::super::word::Word;
     use super::super::{Layout, Memory};
     use super::*;
-    use shm_core::sync::Ordering::Relaxed;
 
     fn words(ring: &Ring<'_>) -> Vec<Word> {
         (0..ring.capacity()).map(|index| ring.look(index, Relaxed)).collect()
