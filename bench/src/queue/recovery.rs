@@ -18,7 +18,8 @@ use std::time::Duration;
 /// What the victims send; large, so that a claim takes long.
 type Large = [u64; 8192];
 
-const CAPACITY: usize = 4;
+/// Much room, so that a victim that is not stopped at once does not wait for some instead.
+const CAPACITY: usize = 64;
 /// Queues, waiters and victims at a time.
 const LANES: u64 = 4;
 /// How long the waiter sleeps before the kill: evenly spread over more than the longest sleep between two looks.
