@@ -161,11 +161,11 @@ impl Meeting {
 /// The side of a producer; a consumer of the same index is on the other one. So a pair has both sides, and of two pairs
 /// one producer and one consumer are on each.
 fn side_of_producer(index: u32) -> Side {
-    if index % 2 == 0 { Side::B } else { Side::A }
+    if index.is_multiple_of(2) { Side::B } else { Side::A }
 }
 
 fn side_of_consumer(index: u32) -> Side {
-    if index % 2 == 0 { Side::A } else { Side::B }
+    if index.is_multiple_of(2) { Side::A } else { Side::B }
 }
 
 /// Ours: every participant a process, blocking calls.
