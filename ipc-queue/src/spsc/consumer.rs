@@ -8,7 +8,7 @@
 use super::end::{End, Stop, Unseated};
 use super::handles::both_ends;
 use super::iter::{Iter, TryIter};
-use super::ring::Popper;
+use super::ring::{Popper, Spot};
 use crate::codec::{Format, Postcard, Verbatim};
 use crate::error::{DecodeError, Dry, RecvBatchError, RecvError, RecvTimeoutError, TryRecvError};
 use crate::member::Member;
@@ -222,15 +222,15 @@ impl<T, C: Format<T>> Consumer<T, C> {
     /// The usual case: takes a message that is there. Otherwise nothing happened.
     #[inline(always)]
     fn received_at_once(&mut self) -> Option<Result<T, DecodeError>> {
-        if !self.end.is_seated() || !self.end.parts().0.is_ready() {
+        if !self.end.is_seated() {
             return None;
         }
+        let spot = self.end.parts().0.known_spot()?;
         let limit = self.end.limit();
         let mut message = C::blank();
-        let before = self.end.ticket();
         let (site, member) = self.end.parts();
-        pop::<T, C>(site, member, limit, &mut message)?;
-        self.end.done(before);
+        take::<T, C>(site, spot, member, limit, &mut message);
+        self.end.done(spot.ticket(), 1);
         Some(open::<T, C>(self.end.member(), limit, &message))
     }
 
@@ -242,6 +242,7 @@ impl<T, C: Format<T>> Consumer<T, C> {
         let limit = self.end.limit();
         let mut message = C::blank();
         let before = self.end.ticket();
+        self.end.linger(patience);
         let (site, member) = self.end.parts();
         if pop::<T, C>(site, member, limit, &mut message).is_none() {
             let attempt =
@@ -252,7 +253,7 @@ impl<T, C: Format<T>> Consumer<T, C> {
                 Err(Stop::Disconnected) => return Some(Err(Dry::Disconnected.into())),
             }
         }
-        self.end.done(before);
+        self.end.done(before, 1);
         Some(open::<T, C>(self.end.member(), limit, &message).map_err(E::from))
     }
 
@@ -270,6 +271,9 @@ impl<T, C: Format<T>> Consumer<T, C> {
             let mut attempt = |site: &mut Popper<'static>, member: &Member| {
                 pop_batch::<T, C>(site, member, limit, &mut messages)
             };
+            if received.is_empty() && failed.is_empty() {
+                self.end.linger(patience);
+            }
             let (site, member) = self.end.parts();
             let taken = match attempt(site, member) {
                 Some(0) => break,
@@ -281,7 +285,7 @@ impl<T, C: Format<T>> Consumer<T, C> {
                 },
                 None => break,
             };
-            self.end.done(before);
+            self.end.done(before, taken);
             let member = self.end.member();
             for message in (Unopened::<T, C> { member, messages: &messages[..taken] }) {
                 match open::<T, C>(member, limit, message) {
@@ -341,14 +345,25 @@ fn pop<T, C: Format<T>>(
     limit: usize,
     message: &mut C::Message,
 ) -> Option<()> {
+    // A look first: whoever polls an empty queue shall not allocate each time.
+    let spot = site.spot()?;
+    take::<T, C>(site, spot, member, limit, message);
+    Some(())
+}
+
+/// Copies a message out of the slot that was found for it.
+#[inline(always)]
+fn take<T, C: Format<T>>(
+    site: &mut Popper<'_>,
+    spot: Spot,
+    member: &Member,
+    limit: usize,
+    message: &mut C::Message,
+) {
     if !C::has_room(message, limit) {
-        // A look first: whoever polls an empty queue shall not allocate each time.
-        if !site.is_ready() {
-            return None;
-        }
         C::make_room(message, limit);
     }
-    site.try_pop(|slot| load::<T, C>(member, limit, message, slot)).ok()
+    site.pop_at(spot, |slot| load::<T, C>(member, limit, message, slot));
 }
 
 /// Copies messages out of their slots; nothing if there are none.

@@ -29,7 +29,7 @@
 //! [`Member::check`].
 #![allow(unsafe_code)]
 
-use super::ring::{Layout, Popper, Pusher, Ring};
+use super::ring::{Layout, Popper, Pusher, Reach, Ring};
 use crate::codec::Format;
 use crate::error::Error;
 use crate::layout::{Control, RING_START, Side};
@@ -92,6 +92,9 @@ pub(crate) trait Site {
     unsafe fn enter(ring: &Ring<'static>) -> Self;
 
     fn ticket(&self) -> u64;
+
+    /// What it knows without a look.
+    fn reach(&self) -> &Reach;
 }
 
 impl Site for Pusher<'static> {
@@ -106,6 +109,10 @@ impl Site for Pusher<'static> {
     fn ticket(&self) -> u64 {
         self.ticket()
     }
+
+    fn reach(&self) -> &Reach {
+        self.reach()
+    }
 }
 
 impl Site for Popper<'static> {
@@ -119,6 +126,10 @@ impl Site for Popper<'static> {
     #[inline(always)]
     fn ticket(&self) -> u64 {
         self.ticket()
+    }
+
+    fn reach(&self) -> &Reach {
+        self.reach()
     }
 }
 
@@ -174,10 +185,12 @@ fn spec(layout_hash: u64, body_len: usize) -> Spec {
     Spec { kind: KIND, layout_hash, body_len, sweep, arrived: member::arrived }
 }
 
-/// Pauses in [`End::linger`]: time for the other side to get some lines ahead.
-const GAP: u32 = 63;
+/// The most pauses before a look in a stream, less than a microsecond: time for the other side to get some lines ahead.
+const GAP: usize = 31;
 /// A shorter run between two misses is no stream.
-const STREAM: u64 = 8;
+const STREAM: usize = 8;
+/// Messages between two times that a side notes its processor and a producer may ask for the consumer: a power of two.
+const NOW_AND_THEN: u64 = 256;
 
 /// A handle's way to the queue; not shared by threads.
 pub(crate) struct End<S: Site> {
@@ -354,17 +367,17 @@ impl<S: Site> End<S> {
         self.member.control().is_gone(S::SIDE.other())
     }
 
-    /// After success, `before` being the ticket before: wakes the other side, if it sleeps.
+    /// After success with `count` messages, `before` being the ticket before: wakes the other side, if it sleeps.
     #[inline(always)]
-    pub(super) fn done(&self, before: u64) {
+    pub(super) fn done(&self, before: u64, count: usize) {
         self.member.control().sleeps(S::SIDE.other()).notify(1);
-        if (self.site.ticket() ^ before) & !63 != 0 {
+        if (before.wrapping_add(count as u64) ^ before) / NOW_AND_THEN != 0 {
             self.now_and_then();
         }
     }
 
-    /// What every 64th message is good for. A consumer without a producer finds the queue empty; a producer without a
-    /// consumer may find room for long, so it asks.
+    /// What one message of [`NOW_AND_THEN`] is good for. A consumer without a producer finds the queue empty; a producer
+    /// without a consumer may find room for long, so it asks.
     #[cold]
     #[inline(never)]
     fn now_and_then(&self) {
@@ -403,8 +416,13 @@ impl<S: Site> End<S> {
             Patience::Until(deadline) => Some(deadline),
             Patience::Forever => None,
         };
-        if let Some(done) = self.linger(attempt) {
-            return Ok(done);
+        let ticket = self.site.ticket();
+        let run = ticket.wrapping_sub(std::mem::replace(&mut self.last_miss, ticket));
+        if run >= STREAM as u64 {
+            self.pause();
+            if let Some(done) = attempt(&mut self.site, &self.member) {
+                return Ok(done);
+            }
         }
         let Self { site, member, .. } = self;
         let control = member.control();
@@ -434,17 +452,20 @@ impl<S: Site> End<S> {
         look_around::<S, R>(member, &mut || attempt(site, member)).unwrap_or(Err(Stop::Late))
     }
 
-    /// In a stream the other side is about to bring more. To look closely would take its lines away each time, so let it
-    /// get some lines ahead, once.
-    fn linger<R>(&mut self, attempt: &mut impl FnMut(&mut S, &Member) -> Option<R>) -> Option<R> {
-        let ticket = self.site.ticket();
-        let run = ticket.wrapping_sub(self.last_miss);
-        self.last_miss = ticket;
-        if run < STREAM {
-            return None;
+    /// To be called before a look that may take its time. In a stream the other side is about to bring more; to look at
+    /// its index takes the line away from it. So where the last look found little, let it get some lines ahead first.
+    #[inline]
+    pub(super) fn linger(&self, patience: Patience) {
+        let reach = self.site.reach();
+        let is_thin = (STREAM..self.capacity() / 4).contains(&reach.found());
+        if is_thin && reach.left(self.site.ticket()) == 0 && !matches!(patience, Patience::None) {
+            self.pause();
         }
-        (0..GAP).for_each(|_| hint::spin_loop());
-        attempt(&mut self.site, &self.member)
+    }
+
+    /// Gives the other side time for some messages: not so many that it runs out of room, or of messages.
+    fn pause(&self) {
+        (0..GAP.min(self.capacity() / 32)).for_each(|_| hint::spin_loop());
     }
 
     /// What `Debug` of a handle prints.

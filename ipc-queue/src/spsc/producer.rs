@@ -102,7 +102,7 @@ impl<T, C: Format<T>> Producer<T, C> {
 
     /// Sends a message. Blocks while the queue is full; woken when the consumer takes one, or when the consumer is gone
     /// (dropped: at once; killed: within about 100 ms). While there is room, a killed consumer is noticed after every
-    /// 64th message, at most once in a millisecond.
+    /// 256th message, at most once in a millisecond.
     ///
     /// # Errors
     ///
@@ -308,13 +308,14 @@ impl<T, C: Format<T>> Producer<T, C> {
                 // SAFETY: as in `push`; the ring counts from 0 to below the length that it was given.
                 let write = |i: usize, slot| unsafe { C::store(rest.get_unchecked(i), slot) };
                 let attempt = |site: &mut Pusher<'_>| site.try_push_batch(rest.len(), write).ok();
+                self.end.linger(patience);
                 let pushed = match attempt(self.end.parts().0) {
                     Some(count) => Ok(count),
                     None => self.end.retry(patience, |site, _| attempt(site)),
                 };
                 match (pushed, patience) {
                     (Ok(count), _) => {
-                        self.end.done(before);
+                        self.end.done(before, count);
                         *sent += count;
                         let (pushed, unsent) = rest.split_at(count);
                         for (ticket, message) in (before..).zip(pushed) {
@@ -334,19 +335,20 @@ impl<T, C: Format<T>> Producer<T, C> {
     /// The usual case: sends the message if that needs no waiting and meets no trouble. Otherwise nothing happened.
     #[inline(always)]
     fn sent_at_once(&mut self, value: &T) -> bool {
-        if !self.end.is_seated() || self.end.is_alone() || !self.end.parts().0.has_room() {
+        if !self.end.is_seated() || self.end.is_alone() {
             return false;
         }
+        let Some(spot) = self.end.parts().0.known_spot() else { return false };
         let mut room = C::room();
         let Ok(message) = C::encode(value, &mut room, Limits::of_slot(self.end.limit())) else {
             return false;
         };
-        let before = self.end.ticket();
-        // `encode` runs the user's code, but that cannot get at this handle's place or room.
-        let sent = push::<T, C>(self.end.parts().0, &message).is_some();
-        self.end.done(before);
-        self.leave_deposit(&message, before);
-        sent
+        // `encode` runs the user's code, but that cannot get at this handle's spot.
+        // SAFETY: the slot is the producer's, and its payload is the one that `limit` came from.
+        self.end.parts().0.push_at(spot, |slot| unsafe { C::store(&message, slot) });
+        self.end.done(spot.ticket(), 1);
+        self.leave_deposit(&message, spot.ticket());
+        true
     }
 
     /// One message, with all its waiting.
@@ -359,10 +361,11 @@ impl<T, C: Format<T>> Producer<T, C> {
             Err(refusal) => return Err(Unsent::Failed(refused(refusal, limit))),
         };
         let before = self.end.ticket();
+        self.end.linger(patience);
         if push::<T, C>(self.end.parts().0, &message).is_none() {
             self.end.retry(patience, |site, _| push::<T, C>(site, &message))?;
         }
-        self.end.done(before);
+        self.end.done(before, 1);
         self.leave_deposit(&message, before);
         Ok(())
     }

@@ -11,22 +11,24 @@
 //! 256   payload | payload | payload | ...      8-aligned, as close as they come
 //! ```
 //!
-//! Message `t` lies in slot `t mod C`. The ring holds the messages `head .. tail`. Each side keeps its own index, with the
-//! slot that belongs to it, in its handle, and the other side's index as it was last seen: a lower bound of the true one.
+//! Message `t` lies in slot `t mod C`. The ring holds the messages `head .. tail`. A side has its own index in the memory
+//! only, and in its handle (see `reach`) up to where the other side's index, as it was last seen, lets it go: a lower
+//! bound of the truth. So a push stores its payload and `tail`, a pop stores `head`, and neither anything else.
 //!
 //! # The normal path
 //!
 //! ```text
-//! push   tail - seen head < C      write the payload; store tail + 1       linearization of push
+//! push   tail within reach         write the payload; store tail + 1       linearization of push
 //!        otherwise                 look at head; still C behind: full
-//! pop    head != seen tail         copy out; store head + 1                linearization of pop
+//! pop    head within reach         copy out; store head + 1                linearization of pop
 //!        otherwise                 look at tail; still the same: empty
 //! ```
 //!
 //! No compare-and-swap, no fence, and no shared line is read as long as the last look promises more. Both sides store
 //! their index with every message, so *full* and *empty* are exact and no message is held back. Such a store is cheap
 //! while the other side does not look, which it does once per look that brought something. The lines that a side will
-//! need next are fetched while it works on the present one.
+//! need are fetched while it works on others, but only those within reach: a line beyond may be the one that the other
+//! side works on.
 //!
 //! # The scary race
 //!
@@ -48,13 +50,15 @@
 //!
 //! # Safety
 //!
-//! * A place is that of a slot: it is counted here, or reduced when a side starts; never read from the memory.
+//! * The number of a slot is below the capacity, whatever the indices in the memory are: it is compared with private
+//!   memory, or reduced, before each use. Whoever scribbles on the indices gets messages mixed up, and nothing else.
 //! * A payload is written by the producer before it is published and read by the consumer before it is released, so never
 //!   by two at once.
 //! * Natively no reference to payload bytes is ever made: another process may scribble on them.
 #![allow(unsafe_code)]
 
 mod memory;
+mod reach;
 
 use crate::ring::{Layout as Limits, LayoutError};
 use shm_core::crash_point;
@@ -63,6 +67,7 @@ use shm_core::sync::{AtomicU64, ordering};
 
 pub use memory::Memory;
 use memory::Slots;
+pub(crate) use reach::Reach;
 
 /// Names of the accesses whose ordering matters, for models that weaken one at a time.
 pub const ORDERINGS: &[&str] = &["spsc.push.look", "spsc.push.publish", "spsc.pop.look", "spsc.pop.release"];
@@ -193,9 +198,7 @@ impl<'m> Ring<'m> {
     /// At most one pusher of the memory is in use at a time, in all processes; the next one is made after whatever
     /// the last one did, as seen by this thread.
     pub unsafe fn pusher(&self) -> Pusher<'m> {
-        // Relaxed: the caller has seen what the last pusher did.
-        let tail = self.indices.tail.0.load(Relaxed);
-        let mut pusher = Pusher { ring: *self, tail, place: self.place(tail), free_until: tail };
+        let mut pusher = Pusher { ring: *self, reach: Reach::new(self.capacity) };
         pusher.look();
         pusher
     }
@@ -206,16 +209,20 @@ impl<'m> Ring<'m> {
     ///
     /// As [`Ring::pusher`], for poppers.
     pub unsafe fn popper(&self) -> Popper<'m> {
-        // Relaxed: as in `pusher`.
-        let head = self.indices.head.0.load(Relaxed);
-        let mut popper = Popper { ring: *self, head, place: self.place(head), full_until: head };
+        let mut popper = Popper { ring: *self, reach: Reach::new(self.capacity) };
         popper.look();
         popper
     }
 
-    /// Where the slot of a message is.
-    fn place(&self, ticket: u64) -> usize {
-        self.slots.place(usize::try_from(ticket % self.capacity as u64).unwrap_or(0))
+    /// The slot of a message.
+    fn slot(&self, ticket: u64) -> usize {
+        usize::try_from(ticket % self.capacity as u64).unwrap_or(0)
+    }
+
+    /// The slot behind a slot.
+    #[inline(always)]
+    fn behind(&self, slot: usize) -> usize {
+        if slot + 1 == self.capacity { 0 } else { slot + 1 }
     }
 
     /// A difference of two indices: more than the capacity only if somebody scribbles on them.
@@ -237,22 +244,35 @@ impl<'m> Ring<'m> {
     }
 }
 
+/// A slot that belongs to the side that asked for it, until that side's next operation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spot {
+    ticket: u64,
+    slot: usize,
+}
+
+impl Spot {
+    /// The number of the message that lies or will lie there.
+    #[inline(always)]
+    pub(crate) fn ticket(self) -> u64 {
+        self.ticket
+    }
+}
+
 /// The producing side of a ring. Made by [`Ring::pusher`].
 #[derive(Debug)]
 pub struct Pusher<'m> {
     ring: Ring<'m>,
-    tail: u64,
-    /// Of the slot of `tail`.
-    place: usize,
-    /// There was room up to this message when this side looked last.
-    free_until: u64,
+    /// The free slots.
+    reach: Reach,
 }
 
 impl Pusher<'_> {
     /// How many messages were pushed so far: the number of the next one.
     #[inline(always)]
     pub fn ticket(&self) -> u64 {
-        self.tail
+        // Relaxed: only this side stores it, and the caller of `Ring::pusher` has seen what the last one stored.
+        self.ring.indices.tail.0.load(Relaxed)
     }
 
     /// Pushes a message, which `write` puts into its slot. Never blocks; wait-free.
@@ -268,14 +288,40 @@ impl Pusher<'_> {
     /// A message whose push has returned outlives its producer.
     #[inline(always)]
     pub fn try_push(&mut self, write: impl FnOnce(*mut u8)) -> Result<(), Full> {
-        if !self.has_room() {
-            return Err(Full);
-        }
-        self.ring.slots.write(self.place, write);
-        self.ring.slots.fetch_to_write(self.place);
-        crash_point!("spsc.push.written");
-        self.publish(1, self.ring.slots.next(self.place));
+        let spot = self.spot().ok_or(Full)?;
+        self.push_at(spot, write);
         Ok(())
+    }
+
+    /// The slot for the next message, if there is room. Exact.
+    #[inline(always)]
+    pub(crate) fn spot(&mut self) -> Option<Spot> {
+        self.known_spot().or_else(|| self.next_spot())
+    }
+
+    /// The slot for the next message, if it is known without a look that there is room.
+    #[inline(always)]
+    pub(crate) fn known_spot(&self) -> Option<Spot> {
+        self.reach.spot(self.ticket())
+    }
+
+    #[inline(never)]
+    fn next_spot(&mut self) -> Option<Spot> {
+        if !self.reach.turn(self.ticket()) {
+            self.look();
+        }
+        let spot = self.known_spot()?;
+        self.ring.slots.begin_to_write(spot.slot, |slot| self.reach.holds(slot));
+        Some(spot)
+    }
+
+    /// Pushes a message into a slot that this side has just found.
+    #[inline(always)]
+    pub(crate) fn push_at(&mut self, spot: Spot, write: impl FnOnce(*mut u8)) {
+        self.ring.slots.write(spot.slot, write);
+        self.ring.slots.fetch_to_write(spot.slot, |slot| self.reach.holds(slot));
+        crash_point!("spsc.push.written");
+        self.publish(spot.ticket.wrapping_add(1));
     }
 
     /// Pushes up to `count` messages at once, as many as there is room for, and returns how many. `write` gets the
@@ -294,7 +340,8 @@ impl Pusher<'_> {
         count: usize,
         mut write: impl FnMut(usize, *mut u8),
     ) -> Result<usize, Full> {
-        let mut room = self.room();
+        let tail = self.ticket();
+        let mut room = self.reach.left(tail);
         if room < count {
             room = self.look();
         }
@@ -302,52 +349,48 @@ impl Pusher<'_> {
         if count == 0 {
             return if room == 0 { Err(Full) } else { Ok(0) };
         }
-        let mut place = self.place;
+        let mut slot = self.ring.slot(tail);
         for i in 0..count {
-            self.ring.slots.write(place, |payload| write(i, payload));
-            place = self.ring.slots.next(place);
+            self.ring.slots.write(slot, |payload| write(i, payload));
+            slot = self.ring.behind(slot);
         }
         crash_point!("spsc.push.written");
-        self.publish(count, place);
+        self.publish(tail.wrapping_add(count as u64));
         Ok(count)
     }
 
     /// Starts a push and stops before it is published, as if the caller had died there: for models.
     #[doc(hidden)]
     pub fn abandon_push(&mut self, write: impl FnOnce(*mut u8)) -> Result<(), Full> {
-        if !self.has_room() {
-            return Err(Full);
-        }
-        self.ring.slots.write(self.place, write);
+        let spot = self.spot().ok_or(Full)?;
+        self.ring.slots.write(spot.slot, write);
         Ok(())
     }
 
     /// Whether there is room; nobody but this side can use it up.
     #[inline(always)]
     pub fn has_room(&mut self) -> bool {
-        self.tail != self.free_until || self.look() > 0
+        self.spot().is_some()
     }
 
-    /// For how many messages there was room at the last look.
-    fn room(&self) -> usize {
-        self.ring.bounded(self.free_until.wrapping_sub(self.tail))
+    /// What this side knows without a look.
+    pub(crate) fn reach(&self) -> &Reach {
+        &self.reach
     }
 
     /// Looks for how many messages there is room.
     fn look(&mut self) -> usize {
-        let used = self.ring.bounded(self.tail.wrapping_sub(self.ring.look_at_head()));
+        let tail = self.ticket();
+        let used = self.ring.bounded(tail.wrapping_sub(self.ring.look_at_head()));
         let room = self.ring.capacity - used;
-        self.free_until = self.tail.wrapping_add(room as u64);
+        self.reach.extend(tail, room);
         room
     }
 
-    /// `place` is that of the message behind.
     #[inline(always)]
-    fn publish(&mut self, count: usize, place: usize) {
-        self.tail = self.tail.wrapping_add(count as u64);
-        self.place = place;
+    fn publish(&mut self, tail: u64) {
         // SYNC spsc-ready: pairs with the look in `look_at_tail`.
-        self.ring.indices.tail.0.store(self.tail, ordering("spsc.push.publish", Release));
+        self.ring.indices.tail.0.store(tail, ordering("spsc.push.publish", Release));
         crash_point!("spsc.push.published");
     }
 }
@@ -356,40 +399,64 @@ impl Pusher<'_> {
 #[derive(Debug)]
 pub struct Popper<'m> {
     ring: Ring<'m>,
-    head: u64,
-    /// Of the slot of `head`.
-    place: usize,
-    /// Messages were there up to this one when this side looked last.
-    full_until: u64,
+    /// The slots with messages.
+    reach: Reach,
 }
 
 impl Popper<'_> {
     /// How many messages were taken so far: the number of the next one.
     #[inline(always)]
     pub fn ticket(&self) -> u64 {
-        self.head
+        // Relaxed: as in `Pusher::ticket`.
+        self.ring.indices.head.0.load(Relaxed)
     }
 
     /// Starts a pop and stops before the slot is released, as if the caller had died there: for models.
     #[doc(hidden)]
     pub fn abandon_pop<R>(&mut self, read: impl FnOnce(*const u8) -> R) -> Result<R, Empty> {
-        if !self.is_ready() {
-            return Err(Empty);
-        }
-        Ok(self.ring.slots.read(self.place, read))
+        let spot = self.spot().ok_or(Empty)?;
+        Ok(self.ring.slots.read(spot.slot, read))
     }
 
     /// Looks how many messages are there.
     pub fn look(&mut self) -> usize {
-        let ready = self.ring.bounded(self.ring.look_at_tail().wrapping_sub(self.head));
-        self.full_until = self.head.wrapping_add(ready as u64);
+        let head = self.ticket();
+        let ready = self.ring.bounded(self.ring.look_at_tail().wrapping_sub(head));
+        self.reach.extend(head, ready);
         ready
     }
 
     /// Whether a message is there; nobody but this side can take it.
     #[inline(always)]
     pub fn is_ready(&mut self) -> bool {
-        self.head != self.full_until || self.look() > 0
+        self.spot().is_some()
+    }
+
+    /// What this side knows without a look.
+    pub(crate) fn reach(&self) -> &Reach {
+        &self.reach
+    }
+
+    /// The slot of the next message, if there is one. Exact.
+    #[inline(always)]
+    pub(crate) fn spot(&mut self) -> Option<Spot> {
+        self.known_spot().or_else(|| self.next_spot())
+    }
+
+    /// The slot of the next message, if it is known without a look that there is one.
+    #[inline(always)]
+    pub(crate) fn known_spot(&self) -> Option<Spot> {
+        self.reach.spot(self.ticket())
+    }
+
+    #[inline(never)]
+    fn next_spot(&mut self) -> Option<Spot> {
+        if !self.reach.turn(self.ticket()) {
+            self.look();
+        }
+        let spot = self.known_spot()?;
+        self.ring.slots.begin_to_read(spot.slot, |slot| self.reach.holds(slot));
+        Some(spot)
     }
 
     /// Takes a message: `read` copies it out of its slot. Never blocks; wait-free.
@@ -405,14 +472,18 @@ impl Popper<'_> {
     /// A consumer that dies in here has taken nothing, or the message with it.
     #[inline(always)]
     pub fn try_pop<R>(&mut self, read: impl FnOnce(*const u8) -> R) -> Result<R, Empty> {
-        if !self.is_ready() {
-            return Err(Empty);
-        }
-        self.ring.slots.fetch_to_read(self.place);
-        let message = self.ring.slots.read(self.place, read);
+        let spot = self.spot().ok_or(Empty)?;
+        Ok(self.pop_at(spot, read))
+    }
+
+    /// Takes the message out of a slot that this side has just found.
+    #[inline(always)]
+    pub(crate) fn pop_at<R>(&mut self, spot: Spot, read: impl FnOnce(*const u8) -> R) -> R {
+        self.ring.slots.fetch_to_read(spot.slot, |slot| self.reach.holds(slot));
+        let message = self.ring.slots.read(spot.slot, read);
         crash_point!("spsc.pop.read");
-        self.release(1, self.ring.slots.next(self.place));
-        Ok(message)
+        self.release(spot.ticket.wrapping_add(1));
+        message
     }
 
     /// Takes up to `max` messages at once, as many as there are, and returns how many. `read` gets the number of the
@@ -431,7 +502,8 @@ impl Popper<'_> {
         max: usize,
         mut read: impl FnMut(usize, *const u8),
     ) -> Result<usize, Empty> {
-        let mut ready = self.ring.bounded(self.full_until.wrapping_sub(self.head));
+        let head = self.ticket();
+        let mut ready = self.reach.left(head);
         if ready < max {
             ready = self.look();
         }
@@ -439,23 +511,20 @@ impl Popper<'_> {
         if count == 0 {
             return if ready == 0 { Err(Empty) } else { Ok(0) };
         }
-        let mut place = self.place;
+        let mut slot = self.ring.slot(head);
         for i in 0..count {
-            self.ring.slots.read(place, |payload| read(i, payload));
-            place = self.ring.slots.next(place);
+            self.ring.slots.read(slot, |payload| read(i, payload));
+            slot = self.ring.behind(slot);
         }
         crash_point!("spsc.pop.read");
-        self.release(count, place);
+        self.release(head.wrapping_add(count as u64));
         Ok(count)
     }
 
-    /// `place` is that of the message behind.
     #[inline(always)]
-    fn release(&mut self, count: usize, place: usize) {
-        self.head = self.head.wrapping_add(count as u64);
-        self.place = place;
+    fn release(&mut self, head: u64) {
         // SYNC spsc-free: pairs with the look in `look_at_head`.
-        self.ring.indices.head.0.store(self.head, ordering("spsc.pop.release", Release));
+        self.ring.indices.head.0.store(head, ordering("spsc.pop.release", Release));
         crash_point!("spsc.pop.released");
     }
 }
