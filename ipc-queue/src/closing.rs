@@ -2,7 +2,7 @@
 //!
 //! # Memory
 //!
-//! One word of sticky bits in the control block: which sides are gone (see [`disconnect`](crate::disconnect)), and CLOSED.
+//! One word of sticky bits in the control block: which sides are gone (see `disconnect.rs`), and CLOSED.
 //!
 //! ```text
 //! close   set CLOSED; wake everybody
