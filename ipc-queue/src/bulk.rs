@@ -25,7 +25,7 @@
 //! * Nothing is touched before [`End::check`], nor through a run that was there at a fork, by the child.
 #![allow(unsafe_code)]
 
-use crate::chunks::{Chunks, Orphan, Run};
+use crate::chunks::{Chunks, Run};
 use crate::end::{Body, End, Miss};
 use crate::layout::{Control, PAGE, Placement};
 use crate::lease::{Leasing, Store};
@@ -275,9 +275,9 @@ pub(crate) fn sweep(body: &Body, control: &Control, dead: u16) {
     let Some(bulk) = body.bulk else {
         return;
     };
-    bulk.chunks().sweep(dead, Orphan::Free);
+    bulk.chunks().sweep(dead);
     crash_point!("queue.sweep.chunks");
-    bulk.chunks().collect(dead, Orphan::Free, |tag| body.is_over(tag));
+    bulk.chunks().collect(dead, |tag| body.is_over(tag));
     control.note_freed();
 }
 
@@ -441,7 +441,7 @@ impl End {
             None => self.ring().is_released(tag),
             Some(leasing) => leasing.store().is_over(tag),
         };
-        let found = bulk.chunks().collect(self.me(), Orphan::Free, is_over) > 0;
+        let found = bulk.chunks().collect(self.me(), is_over) > 0;
         if found {
             self.control().note_freed();
         }

@@ -1,4 +1,4 @@
-//! Chunks: where messages lie that are larger than a slot, or that stay until they are acknowledged.
+//! Chunks: where messages lie that are larger than a slot.
 //!
 //! An allocator of neighbouring chunks in which every claim says whose it is, so that a death leaves nothing taken. Owner
 //! words as in the ring's slots; the link from a run to its message is the ring's ticket.
@@ -23,16 +23,17 @@
 //! OWNED(p)  --queue-->   QUEUED(p)   between the claim of a ring slot and its publication; the tag is its ticket
 //! QUEUED    --take-->    TAKEN(c)    between the claim of the slot for reading and its release
 //! TAKEN(c)  --release--> FREE        the tails first, the head last
-//! TAKEN(c)  --return-->  RETURNED    given back undone (at-least-once queues): the next consumer takes it from here
-//! RETURNED  --take-->    TAKEN(c)
 //! ```
+//!
+//! In an at-least-once queue a cell refers to the run in the place of a slot. Its tag is then that claim of the cell, and it stays
+//! QUEUED until the claim is over.
 //!
 //! # The scary races
 //!
 //! * *Who frees the run of a message that was never published, or was lost with its consumer?* Its head is QUEUED and says
 //!   nothing of either. But its tag does: once the ring has released that ticket while the head is still QUEUED, no consumer
-//!   will ever come for it, because a consumer takes the run before it releases the slot. So [`Chunks::collect`] frees (or
-//!   returns) exactly these. It reads word, tag and ring in this order and then swaps the exact word, generation included.
+//!   will ever come for it, because a consumer takes the run before it releases the slot. So [`Chunks::collect`] frees exactly
+//!   these. It reads word, tag and ring in this order and then swaps the exact word, generation included.
 //! * *A tag is read that belongs to the next message.* Then the word has moved on, and a word never comes back, so the swap
 //!   fails. An older tag cannot be read: the word is stored behind it and read before it.
 //! * *A run that is half claimed or half freed.* A tail is somebody's only as long as its head is not FREE: heads are
@@ -42,16 +43,15 @@
 //!
 //! # If a process dies
 //!
-//! | dies                                | leaves                  | repaired by                             |
-//! |-------------------------------------|-------------------------|-----------------------------------------|
-//! | claiming, writing, giving up        | OWNED, some tails       | [`Chunks::sweep`]: tails, then head     |
-//! | releasing                           | TAKEN, some tails       | the same                                |
-//! | after `queue`, before the slot is published | QUEUED, a tomb  | [`Chunks::collect`]                     |
-//! | after the slot is published         | QUEUED, a full slot     | nobody has to: it will be taken         |
-//! | reading the slot, before `take`     | QUEUED, a released slot | [`Chunks::collect`]                     |
-//! | after `take`                        | TAKEN                   | [`Chunks::sweep`]: frees, or returns it |
-//! | sweeping                            | the same, or less       | the next sweep                          |
-//! | collecting                          | TAKEN by the collector  | [`Chunks::sweep`]                       |
+//! | dies                                        | leaves                  | repaired by                         |
+//! |---------------------------------------------|-------------------------|-------------------------------------|
+//! | claiming, writing, giving up                | OWNED, some tails       | [`Chunks::sweep`]: tails, then head |
+//! | after `take`, releasing                     | TAKEN, all or some tails | the same                           |
+//! | after `queue`, before the slot is published | QUEUED, a tomb          | [`Chunks::collect`]                 |
+//! | after the slot is published                 | QUEUED, a full slot     | nobody has to: it will be taken     |
+//! | reading the slot, before `take`             | QUEUED, a released slot | [`Chunks::collect`]                 |
+//! | sweeping                                    | the same, or less       | the next sweep                      |
+//! | collecting                                  | TAKEN by the collector  | [`Chunks::sweep`]                   |
 //!
 //! Recover the dead one's slots in the ring first, then sweep, then collect.
 //!
@@ -75,8 +75,7 @@ const RUN_SHIFT: u32 = OWNER_SHIFT + OWNER_BITS;
 const GENERATION_SHIFT: u32 = RUN_SHIFT + RUN_BITS;
 
 /// Names of the accesses whose ordering matters; see `tests/loom.rs`.
-pub const ORDERINGS: &[&str] =
-    &["chunks.look", "chunks.free", "chunks.queue", "chunks.take", "chunks.return"];
+pub const ORDERINGS: &[&str] = &["chunks.look", "chunks.free", "chunks.queue", "chunks.take"];
 
 /// Names of the steps at which a test can kill a process that uses chunks.
 #[cfg(feature = "crash-points")]
@@ -85,7 +84,6 @@ pub const CRASH_POINTS: &[&str] = &[
     "chunks.tail_claimed",
     "chunks.queued",
     "chunks.taken",
-    "chunks.returned",
     "chunks.tail_freed",
     "chunks.freed",
 ];
@@ -96,9 +94,8 @@ enum State {
     Owned = 1,
     Queued = 2,
     Taken = 3,
-    Returned = 4,
     /// The run field is the index of the head.
-    Tail = 5,
+    Tail = 4,
 }
 
 /// One word, taken apart.
@@ -113,12 +110,6 @@ impl Word {
                 | (owner as u64) << OWNER_SHIFT
                 | state as u64,
         )
-    }
-
-    /// `None` for what nobody writes.
-    fn state(self) -> Option<State> {
-        use State::{Free, Owned, Queued, Returned, Tail, Taken};
-        [Free, Owned, Queued, Taken, Returned, Tail].into_iter().find(|&state| state as u64 == self.0 & 7)
     }
 
     fn is(self, state: State) -> bool {
@@ -179,15 +170,6 @@ impl Run {
 pub struct Scarce {
     /// Whether chunks were claimed and given back, so that somebody else may have found them taken: wake whoever waits.
     pub disturbed: bool,
-}
-
-/// What becomes of a message that nobody will come for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Orphan {
-    /// At most once: it is lost, its memory free.
-    Free,
-    /// At least once: it is delivered again.
-    Return,
 }
 
 /// The chunks' words, borrowed.
@@ -318,20 +300,7 @@ impl<'m> Chunks<'m> {
         is_it.then(|| seen.run())
     }
 
-    /// Takes a message that was given back undone, if there is one. Looks at every word.
-    pub fn take_returned(&self, me: u16) -> Option<Run> {
-        (0..self.count()).find_map(|head| {
-            // SYNC chunk-return: pairs with `give_back`.
-            let seen = Word(self.words[head].load(ordering("chunks.take", Acquire)));
-            if seen.is(State::Returned) && self.fits(head, seen) {
-                self.take_seen(me, head, seen)
-            } else {
-                None
-            }
-        })
-    }
-
-    /// QUEUED, RETURNED => TAKEN(me)
+    /// QUEUED => TAKEN(me)
     fn take_seen(&self, me: u16, head: usize, seen: Word) -> Option<Run> {
         let word = seen.to(State::Taken, me);
         // Relaxed: a word does not come back, so it is the one that was looked at.
@@ -345,47 +314,22 @@ impl<'m> Chunks<'m> {
         self.free(run.head, run.len());
     }
 
-    /// Gives a run back undone: the next consumer takes it.
-    pub fn give_back(&self, run: Run) {
-        // TAKEN => RETURNED
-        // SYNC chunk-return: pairs with `take_returned`.
-        let word = run.word.to(State::Returned, 0);
-        self.words[run.head].store(word.0, ordering("chunks.return", Release));
-        crash_point!("chunks.returned");
-    }
-
-    /// Cleans up after a dead participant. Returns how many messages were given back. The caller has the exclusive right to;
-    /// may be repeated.
-    pub fn sweep(&self, dead: u16, orphans: Orphan) -> usize {
-        let mut returned = 0;
+    /// Frees what a dead participant had in hand. The caller has the exclusive right to; may be repeated.
+    pub fn sweep(&self, dead: u16) {
         for head in 0..self.count() {
             // SYNC chunk-queue, chunk-free: what the dead one has done with the run is over.
             let seen = Word(self.words[head].load(Acquire));
-            if seen.owner() != dead || !self.fits(head, seen) {
-                continue;
-            }
-            match (seen.state(), orphans) {
-                (Some(State::Taken), Orphan::Return) => {
-                    // TAKEN(dead) => RETURNED. A repetition finds it done.
-                    let done = self.swap(
-                        head,
-                        seen,
-                        seen.to(State::Returned, 0),
-                        ordering("chunks.return", Release),
-                    );
-                    returned += usize::from(done.is_ok());
-                }
-                (Some(State::Owned | State::Taken), _) => self.free(head, seen.run()),
-                _ => {}
+            let in_hand = seen.is(State::Owned) || seen.is(State::Taken);
+            if in_hand && seen.owner() == dead && self.fits(head, seen) {
+                self.free(head, seen.run());
             }
         }
-        returned
     }
 
-    /// Looks after messages that nobody will come for: those still QUEUED whose ticket the ring has released. Returns how
-    /// many there were. For whoever finds no room, and after deaths: a sweep passes the dead one's index as `me`, so that its
+    /// Frees messages that nobody will come for: those still QUEUED whose ticket the ring has released. Returns how many there
+    /// were. For whoever finds no room, and after deaths: a sweep passes the dead one's index as `me`, so that its
     /// repetition finds what it had in hand. Looks at every word.
-    pub fn collect(&self, me: u16, orphans: Orphan, is_released: impl Fn(u64) -> bool) -> usize {
+    pub fn collect(&self, me: u16, is_released: impl Fn(u64) -> bool) -> usize {
         let mut found = 0;
         for head in 0..self.count() {
             // SYNC chunk-queue: the tag of this very word is seen; pairs with `queue`.
@@ -401,10 +345,7 @@ impl<'m> Chunks<'m> {
                 continue;
             };
             found += 1;
-            match orphans {
-                Orphan::Free => self.release(run),
-                Orphan::Return => self.give_back(run),
-            }
+            self.release(run);
         }
         found
     }

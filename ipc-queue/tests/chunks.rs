@@ -2,7 +2,7 @@
 #![cfg(not(loom))]
 #![allow(clippy::cast_possible_truncation, reason = "small numbers")]
 
-use ipc_queue::chunks::{Chunks, Orphan, Run};
+use ipc_queue::chunks::{Chunks, Run};
 use shm_core::sync::{AtomicU64, Ordering};
 
 /// A small generator (xorshift).
@@ -79,17 +79,10 @@ fn a_claim_succeeds_exactly_if_so_many_neighbours_are_free_and_runs_never_overla
                 _ if !queued.is_empty() => {
                     let (ticket, head, generation, len) = queued.swap_remove(dice.below(queued.len()));
                     assert_eq!(chunks.take(9, head, generation + 1), None, "another claim's message");
-                    match dice.below(3) {
+                    match dice.below(2) {
                         0 => {
-                            assert_eq!(chunks.collect(9, Orphan::Free, |t| t == ticket), 1);
+                            assert_eq!(chunks.collect(9, |t| t == ticket), 1);
                             taken[head..head + len].fill(false);
-                        }
-                        1 => {
-                            let run = chunks.take(2, head, generation).expect("it is queued");
-                            chunks.give_back(run);
-                            let run = chunks.take_returned(3).expect("it was given back");
-                            assert_eq!((run.head(), run.len()), (head, len));
-                            held.push((3, run));
                         }
                         _ => held.push((9, chunks.take(9, head, generation).expect("it is queued"))),
                     }
@@ -100,10 +93,10 @@ fn a_claim_succeeds_exactly_if_so_many_neighbours_are_free_and_runs_never_overla
         }
         // Deaths: what they held is free, what is queued stays.
         for dead in [1, 2, 3, 9, 9] {
-            chunks.sweep(dead, Orphan::Free);
+            chunks.sweep(dead);
         }
         assert_eq!(chunks.in_use(), queued.iter().map(|(.., len)| len).sum::<usize>());
-        chunks.collect(4, Orphan::Free, |_| true);
+        chunks.collect(4, |_| true);
         assert_eq!(chunks.in_use(), 0);
     }
 }
@@ -115,23 +108,19 @@ fn words_that_nobody_writes_lead_nowhere_outside() {
         let count = 1 + dice.below(12);
         let tables = Tables::new(count);
         let chunks = tables.chunks();
-        for step in 0..60 {
+        for _ in 0..60 {
             let place = dice.below(count);
             let word = (dice.below(1 << 30) as u64) << 34 ^ dice.below(1 << 20) as u64;
             if dice.below(2) == 0 {
                 tables.words[place].store(word, Ordering::Relaxed);
                 tables.tags[place].store(word, Ordering::Relaxed);
             }
-            let run = match dice.below(4) {
+            let run = match dice.below(3) {
                 0 => chunks.claim(1, 1 + dice.below(count)).ok(),
                 1 => chunks.take(1, dice.below(2 * count), word >> 33),
-                2 => chunks.take_returned(1),
                 _ => {
-                    chunks.sweep(
-                        dice.below(1024) as u16,
-                        if step % 2 == 0 { Orphan::Free } else { Orphan::Return },
-                    );
-                    chunks.collect(1, Orphan::Free, |ticket| ticket % 2 == 0);
+                    chunks.sweep(dice.below(1024) as u16);
+                    chunks.collect(1, |ticket| ticket % 2 == 0);
                     None
                 }
             };

@@ -477,7 +477,6 @@ fn survivors_finish_after_a_death_at_every_point_of_the_handles() {
         "queue.close.",
         "named.",
         "spsc.",
-        "chunks.returned",
         "cells.",
         "lease.",
         "queue.sweep.cells",

@@ -493,7 +493,6 @@ models! {
     a_collector_frees_only_what_is_lost
     what_a_collector_frees_can_be_used_again
     a_sweep_frees_what_the_dead_had
-    a_message_given_back_is_whole
     a_send_against_a_close
     one_of_two_closers_closes
     sends_of_two_threads_against_a_close
@@ -517,7 +516,6 @@ const CONTROLS: &[(&str, fn(), &str)] = &[
     ("chunks.free", chunks_pass_from_one_owner_to_the_next, RACE),
     ("chunks.queue", what_a_collector_frees_can_be_used_again, RACE),
     ("chunks.take", what_a_collector_frees_can_be_used_again, RACE),
-    ("chunks.return", a_message_given_back_is_whole, RACE),
     ("light_fence", a_sleeper_is_woken, STUCK),
     ("heavy_fence", a_sleeper_is_woken, STUCK),
 ];

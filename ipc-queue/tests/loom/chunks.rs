@@ -2,7 +2,7 @@
 //! a flag.
 
 use super::{Acquire, Arc, AtomicBool, Release, UnsafeCell, thread};
-use ipc_queue::chunks::{Chunks, Orphan, Run};
+use ipc_queue::chunks::{Chunks, Run};
 use shm_core::sync::{AtomicU32, AtomicU64};
 
 /// Chunks with one cell of memory each, the slots of a few tickets, and a flag for each that has died.
@@ -89,7 +89,7 @@ impl Store {
     }
 
     fn collect(&self, me: u16) -> usize {
-        self.chunks().collect(me, Orphan::Free, |ticket| self.released[ticket as usize].load(Acquire))
+        self.chunks().collect(me, |ticket| self.released[ticket as usize].load(Acquire))
     }
 
     fn die(&self, me: u16) {
@@ -187,31 +187,12 @@ pub(super) fn a_sweep_frees_what_the_dead_had() {
     });
     let survivor = spawn(&store, |s| {
         if s.is_dead(1) {
-            s.chunks().sweep(1, Orphan::Free);
+            s.chunks().sweep(1);
             s.send(2, 1, 0, 12);
         }
     });
     victim.join().unwrap();
     survivor.join().unwrap();
-    store.chunks().sweep(1, Orphan::Free);
+    store.chunks().sweep(1);
     assert!(store.chunks().in_use() <= 1);
-}
-
-/// A message that is given back undone is seen whole by the next consumer.
-pub(super) fn a_message_given_back_is_whole() {
-    let store = Store::new(1, 1);
-    store.send(1, 1, 0, 10);
-    let first = spawn(&store, |s| {
-        let run = s.take(2, 0);
-        s.write(&run, 13);
-        s.chunks().give_back(run);
-    });
-    let next = spawn(&store, |s| {
-        if let Some(run) = s.chunks().take_returned(3) {
-            s.assert_holds(&run, 13);
-            s.chunks().release(run);
-        }
-    });
-    first.join().unwrap();
-    next.join().unwrap();
 }
