@@ -39,6 +39,8 @@
 //!   sender died before its `send` returned; it was written before the cell was queued.)
 //! * *A tag is read that belongs to the next message.* Then the word has moved on, and the swap fails. An older tag cannot be read:
 //!   the word is stored behind it and read before it.
+//! * *Two give messages back, and one notice is taken.* Whoever takes the [`Notice`] must see both messages. So it is put up by
+//!   a swap: the second one continues the release sequence of the first, which a store would end.
 //! * *Is everything done?* A consumer may queue a follow-up in a cell that was looked at before, and then acknowledge its own. So
 //!   [`Cells::is_drained`] looks twice: words that are all the same in both passes were so together between the passes.
 //!
@@ -63,7 +65,7 @@
 
 use shm_core::crash_point;
 use shm_core::sync::Ordering::{Acquire, Relaxed, Release};
-use shm_core::sync::{AtomicU64, AtomicUsize, Ordering, ordering};
+use shm_core::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering, ordering};
 
 /// The most cells of a queue.
 pub const MAX_CELLS: usize = 1 << INDEX_BITS;
@@ -79,12 +81,28 @@ const INDEX_BITS: u32 = 21;
 const MAX_DELIVERIES: u64 = (1 << DELIVERIES_BITS) - 1;
 
 /// Names of the accesses whose ordering matters; see `tests/loom.rs`.
-pub const ORDERINGS: &[&str] = &["cells.look", "cells.queue", "cells.take", "cells.free", "cells.return"];
+pub const ORDERINGS: &[&str] = &[
+    "cells.look",
+    "cells.queue",
+    "cells.take",
+    "cells.free",
+    "cells.return",
+    "cells.drained",
+    "cells.notice_up",
+    "cells.notice_down",
+];
 
 /// Names of the steps at which a test can kill a process that uses cells.
 #[cfg(feature = "crash-points")]
-pub const CRASH_POINTS: &[&str] =
-    &["cells.claimed", "cells.queued", "cells.taken", "cells.freed", "cells.returned", "cells.collected"];
+pub const CRASH_POINTS: &[&str] = &[
+    "cells.claimed",
+    "cells.queued",
+    "cells.taken",
+    "cells.freed",
+    "cells.returned",
+    "cells.collected",
+    "cells.notice_down",
+];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -191,6 +209,49 @@ impl Cell {
     /// How often the message was delivered, this time included; stays at 1,023. 0 before the first time.
     pub fn deliveries(&self) -> u32 {
         self.word.deliveries()
+    }
+}
+
+/// Where consumers read that messages came back, so that they need not look at every cell. Zero bytes: nothing came back.
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct Notice(AtomicU32);
+
+impl Notice {
+    /// A notice that is down.
+    #[cfg(loom)]
+    #[allow(clippy::new_without_default, reason = "of models")]
+    pub fn new() -> Self {
+        Self(AtomicU32::new(0))
+    }
+
+    /// Whether the notice is up. May be stale at once.
+    #[inline(always)]
+    pub fn is_up(&self) -> bool {
+        // Relaxed: `heed` looks again.
+        self.0.load(Relaxed) != 0
+    }
+
+    /// Puts the notice up, behind making messages RETURNED. The caller wakes consumers then.
+    pub fn put_up(&self) {
+        // SYNC cell-notice: behind the words; pairs with `heed`. A swap, so that whoever takes the notice down sees what all
+        // made RETURNED who have put it up.
+        self.0.swap(1, ordering("cells.notice_up", Release));
+    }
+
+    /// If the notice is up: takes it down, looks for a message, and puts it up again if there was one, because there may be more.
+    #[cold]
+    pub fn heed<R>(&self, look: impl FnOnce() -> Option<R>) -> Option<R> {
+        // SYNC cell-notice: before the words; pairs with `put_up`.
+        if self.0.swap(0, ordering("cells.notice_down", Acquire)) == 0 {
+            return None;
+        }
+        crash_point!("cells.notice_down");
+        let found = look();
+        if found.is_some() {
+            self.put_up();
+        }
+        found
     }
 }
 
@@ -364,7 +425,7 @@ impl<'m> Cells<'m> {
         seen.clear();
         // SYNC cell-free: pairs with `release`: whoever sees a message acknowledged sees, in the second pass, what was sent before
         // that.
-        let look = |word: &AtomicU64| word.load(ordering("cells.look", Acquire));
+        let look = |word: &AtomicU64| word.load(ordering("cells.drained", Acquire));
         for word in self.words {
             let word = look(word);
             if Word(word).is_unfinished() {
@@ -378,9 +439,7 @@ impl<'m> Cells<'m> {
     /// Counts the messages. May be stale at once; looks at every word.
     pub fn tally(&self) -> Count {
         let mut count = Count::default();
-        // Relaxed: stale at once anyway.
-        for word in self.words.iter().map(|word| Word(word.load(Relaxed))).filter(|word| word.is_unfinished())
-        {
+        for word in self.unfinished() {
             if word.is(State::Leased) {
                 count.leased += 1;
             } else {
@@ -392,18 +451,29 @@ impl<'m> Cells<'m> {
 
     /// Who writes messages or has some on lease, one item for each. May be stale at once.
     pub fn owners(&self) -> impl Iterator<Item = u16> + '_ {
-        self.words_in(&[State::Owned, State::Leased]).map(Word::owner)
-    }
-
-    /// Who has messages on lease, one item for each. May be stale at once.
-    pub fn lessees(&self) -> impl Iterator<Item = u16> + '_ {
-        self.words_in(&[State::Leased]).map(Word::owner)
-    }
-
-    fn words_in(&self, states: &'static [State]) -> impl Iterator<Item = Word> + '_ {
         // Relaxed: stale at once anyway.
         let words = self.words.iter().map(|word| Word(word.load(Relaxed)));
-        words.filter(|word| states.iter().any(|&state| word.is(state)))
+        words.filter(|word| word.is(State::Owned) || word.is(State::Leased)).map(Word::owner)
+    }
+
+    /// Whether a consumer that found nothing may get something yet, though nobody sends any more. A message that nobody has on
+    /// lease will be taken or come back: its consumer is about to take it, or died before. One that others have on lease may
+    /// come back too; for these, a consumer that has some itself need not wait. May be stale at once.
+    pub fn may_bring(&self, me: u16) -> bool {
+        let (mut ours, mut theirs) = (false, false);
+        for word in self.unfinished() {
+            match (word.is(State::Leased), word.owner() == me) {
+                (false, _) => return true,
+                (true, true) => ours = true,
+                (true, false) => theirs = true,
+            }
+        }
+        theirs && !ours
+    }
+
+    fn unfinished(&self) -> impl Iterator<Item = Word> + '_ {
+        // Relaxed: stale at once anyway.
+        self.words.iter().map(|word| Word(word.load(Relaxed))).filter(|word| word.is_unfinished())
     }
 
     fn swap(&self, index: usize, from: Word, to: Word, order: Ordering) -> bool {

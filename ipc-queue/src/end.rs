@@ -327,7 +327,7 @@ impl End {
     pub(crate) fn is_ready(&self) -> bool {
         match self.side() {
             Side::Sender => self.len() < self.capacity(),
-            Side::Receiver => self.ring.is_ready(&self.cursor) || self.control().has_returned(),
+            Side::Receiver => self.ring.is_ready(&self.cursor) || self.control().returned().is_up(),
         }
     }
 

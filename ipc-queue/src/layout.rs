@@ -20,6 +20,7 @@
 //! Lines that different parties write lie 128 bytes apart: processors fetch cache lines in pairs.
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
+use crate::cells::Notice;
 use crate::chunks::MAX_CHUNKS;
 use crate::closing::Flags;
 use crate::lease::StorePlace;
@@ -159,8 +160,8 @@ struct Gone {
     flags: Flags,
     /// Counts the steps of travelling handles, so that a scan notices that one moved behind its back.
     epoch: AtomicU64,
-    /// Leased messages may have come back: not 0.
-    returned: AtomicU32,
+    /// Whether leased messages may have come back.
+    returned: Notice,
 }
 
 /// The waiting for chunks.
@@ -229,22 +230,14 @@ impl Control {
 
     /// Some leased messages came back: tells receivers to look, and wakes them.
     pub(crate) fn note_returned(&self) {
-        // SYNC returned: behind the cells' words; pairs with `take_returned_notice`.
-        self.gone.0.returned.store(1, Ordering::Release);
+        self.returned().put_up();
         self.not_empty.0.notify_all();
     }
 
     /// Whether leased messages may have come back.
     #[inline(always)]
-    pub(crate) fn has_returned(&self) -> bool {
-        // Relaxed: `take_returned_notice` looks again.
-        self.gone.0.returned.load(Ordering::Relaxed) != 0
-    }
-
-    /// Takes the notice that messages came back: the caller looks at all cells, and repeats the notice if it finds one.
-    pub(crate) fn take_returned_notice(&self) -> bool {
-        // SYNC returned: pairs with `note_returned`.
-        self.gone.0.returned.swap(0, Ordering::AcqRel) != 0
+    pub(crate) fn returned(&self) -> &Notice {
+        &self.gone.0.returned
     }
 
     /// Wakes everybody who sleeps on this side.

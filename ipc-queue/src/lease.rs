@@ -110,10 +110,9 @@ use crate::cells::{Cell, Count, Place};
 use crate::codec::Format;
 use crate::end::{End, Miss};
 use crate::error::DecodeError;
-use crate::layout::{Control, Side};
+use crate::layout::Side;
 use crate::ring::PopError;
 use crate::wait::{Patience, Stop};
-use shm_core::crash_point;
 use shm_core::fork::ForkStamp;
 use shm_core::sync::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -153,18 +152,6 @@ impl Store {
     /// Whether the claim of a cell that the tag of a run names is over.
     pub(crate) fn is_over(&self, tag: u64) -> bool {
         self.cells().is_over(Place::from_bits(tag))
-    }
-
-    /// Whether others have messages on lease, and `me` has none, or some came back.
-    pub(crate) fn is_awaited(&self, control: &Control, me: u16) -> bool {
-        let mut others = false;
-        for lessee in self.cells().lessees() {
-            if lessee == me {
-                return false;
-            }
-            others = true;
-        }
-        others || control.has_returned()
     }
 }
 
@@ -302,30 +289,19 @@ impl End {
         }
     }
 
-    /// A message that came back.
+    /// A message that came back. If there are more, [`End::done`] passes the wake-up on.
     #[inline(always)]
     fn take_returned(&self) -> Option<Cell> {
-        if self.control().has_returned() { self.look_for_returned() } else { None }
-    }
-
-    #[cold]
-    fn look_for_returned(&self) -> Option<Cell> {
-        if !self.control().take_returned_notice() {
+        let notice = self.control().returned();
+        if !notice.is_up() {
             return None;
         }
-        crash_point!("lease.notice_taken");
-        let found = self.leasing().store.cells().take_returned(self.me());
-        if found.is_some() {
-            // There may be more.
-            self.control().note_returned();
-        }
-        found
+        notice.heed(|| self.leasing().store.cells().take_returned(self.me()))
     }
 
-    /// Whether the senders are gone or the queue is closed, but others have messages on lease that may come back.
+    /// Whether the senders are gone or the queue is closed, but something may come back or is still on its way.
     fn is_needed_still(&self) -> bool {
-        self.control().has_ended_for(Side::Receiver)
-            && self.leasing().store.is_awaited(self.control(), self.me())
+        self.control().has_ended_for(Side::Receiver) && self.leasing().store.cells().may_bring(self.me())
     }
 
     /// Takes a message on lease, with all its waiting. `None` in it for a slot that refers to no message.
@@ -352,7 +328,7 @@ impl End {
     fn acknowledge(&self, cell: Cell, run: Option<Reference>) {
         self.release_cell(cell, run);
         self.control().drained.0.notify_all();
-        if self.control().is_gone(Side::Sender) {
+        if self.control().has_ended_for(Side::Receiver) {
             // Receivers may be waiting for this one to come back.
             self.control().wake_all(Side::Receiver);
         }

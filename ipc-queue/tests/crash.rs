@@ -478,7 +478,6 @@ fn survivors_finish_after_a_death_at_every_point_of_the_handles() {
         "named.",
         "spsc.",
         "cells.",
-        "lease.",
         "queue.sweep.cells",
     ];
     let elsewhere = |point: &&String| {

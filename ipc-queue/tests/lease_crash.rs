@@ -158,7 +158,7 @@ fn what_a_dead_worker_had_in_hand_is_done_by_another() {
         "ring.pop.released",
         "cells.freed",
         "cells.returned",
-        "lease.notice_taken",
+        "cells.notice_down",
     ];
     for point in points {
         for padding in [0, LARGE] {
@@ -176,7 +176,7 @@ fn a_death_while_looking_after_another_is_looked_after() {
     for (first, second) in [
         ("cells.taken", "queue.sweep.cells"),
         ("ring.pop.claimed", "cells.collected"),
-        ("cells.returned", "lease.notice_taken"),
+        ("cells.returned", "cells.notice_down"),
         ("cells.taken", "cells.taken"),
     ] {
         for padding in [0, LARGE] {
@@ -187,7 +187,14 @@ fn a_death_while_looking_after_another_is_looked_after() {
 
 #[test]
 fn every_crash_point_of_cells_was_thought_of() {
-    let known =
-        ["cells.claimed", "cells.queued", "cells.taken", "cells.freed", "cells.returned", "cells.collected"];
+    let known = [
+        "cells.claimed",
+        "cells.queued",
+        "cells.taken",
+        "cells.freed",
+        "cells.returned",
+        "cells.collected",
+        "cells.notice_down",
+    ];
     assert_eq!(ipc_queue::cells::CRASH_POINTS, known);
 }

@@ -1,4 +1,4 @@
-//! Models of the ring, of parking on it and of the chunks beside it: every interleaving and every stale read that the memory model allows,
+//! Models of the ring, of parking on it and of the chunks and cells beside it: every interleaving and every stale read that the memory model allows,
 //! within the preemption bound, on the real code.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test --profile loom -p ipc-queue --test loom`
@@ -8,6 +8,8 @@
 #![cfg(loom)]
 #![allow(clippy::cast_possible_truncation, reason = "small numbers")]
 
+#[path = "loom/cells.rs"]
+mod cells;
 #[path = "loom/chunks.rs"]
 mod chunks;
 #[path = "loom/closing.rs"]
@@ -21,6 +23,7 @@ mod pollable;
 #[path = "loom/spsc.rs"]
 mod spsc;
 
+use cells::*;
 use chunks::*;
 use closing::*;
 use death::*;
@@ -493,6 +496,14 @@ models! {
     a_collector_frees_only_what_is_lost
     what_a_collector_frees_can_be_used_again
     a_sweep_frees_what_the_dead_had
+    cells_pass_from_one_message_to_the_next
+    only_what_is_lost_is_brought_back
+    a_message_that_comes_back_is_whole
+    what_the_dead_had_goes_to_one
+    a_follow_up_is_waited_for
+    two_that_come_back_are_both_found
+    one_that_comes_back_is_found_by_one
+    a_sleeper_hears_of_what_comes_back
     a_send_against_a_close
     one_of_two_closers_closes
     sends_of_two_threads_against_a_close
@@ -521,7 +532,8 @@ const CONTROLS: &[(&str, fn(), &str)] = &[
 ];
 
 fn controls() -> impl Iterator<Item = &'static (&'static str, fn(), &'static str)> {
-    CONTROLS.iter().chain(closing::CONTROLS).chain(pollable::CONTROLS).chain(spsc::CONTROLS)
+    let others = [cells::CONTROLS, closing::CONTROLS, pollable::CONTROLS, spsc::CONTROLS];
+    CONTROLS.iter().chain(others.into_iter().flatten())
 }
 
 /// Loom's words for a payload that two use at once, and for a sleeper that nobody wakes.
@@ -534,6 +546,7 @@ const WEAKEN: &str = "RING_MODEL_WEAKEN";
 /// A deadlock in a model aborts the process, so each control has one of its own.
 #[test]
 fn each_weakened_ordering_is_caught() {
+    for name in ORDERINGS.iter().chain(ipc_queue::chunks::ORDERINGS).chain(ipc_queue::cells::ORDERINGS) {
     for name in ORDERINGS.iter().chain(ipc_queue::chunks::ORDERINGS) {
         assert!(controls().any(|(control, ..)| control == name), "no control for {name}");
     }

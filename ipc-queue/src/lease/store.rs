@@ -143,6 +143,8 @@ pub(crate) fn sweep(store: &Store, ring: &Ring<'_>, control: &Control, dead: u16
     store.cells().sweep(dead);
     shm_core::crash_point!("queue.sweep.cells");
     store.cells().collect(|ticket| ring.is_released(ticket));
-    // In any case: the dead one may have given something back, or taken the notice of it, and not come further.
+    // In any case: the dead one may have given something back, or taken the notice of it, or freed a cell, and not come further.
     control.note_returned();
+    control.note_freed();
+    control.drained.0.notify_all();
 }

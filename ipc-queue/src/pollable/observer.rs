@@ -96,7 +96,7 @@ impl Watch {
     /// Whether every operation would say that it is over. A receiver whose senders are gone may get what others have on lease.
     fn is_over(&self) -> bool {
         let Observer { segment, side, .. } = &self.observer;
-        let awaits = |store: &Store| store.is_awaited(self.observer.control(), segment.participant());
+        let awaits = |store: &Store| store.cells().may_bring(segment.participant());
         // A receiver of a closed queue waits for what a living sender has claimed still.
         let is_closed = || {
             self.observer.control().flags().is_final() && (*side == Side::Sender || self.peek() == Err(None))
@@ -129,7 +129,7 @@ impl Watched for Watch {
 
     fn is_ready(&self, wanted: u32) -> bool {
         let Observer { side, .. } = self.observer;
-        let came_back = || side == Side::Receiver && self.observer.control().has_returned();
+        let came_back = || side == Side::Receiver && self.observer.control().returned().is_up();
         let was_freed = || {
             let count = self.observer.freed();
             // Relaxed: two threads that ask at once may both be told.
