@@ -101,7 +101,7 @@ mod receiver;
 mod sender;
 mod store;
 
-pub use receiver::{Lease, LeaseReceiver, Leases};
+pub use receiver::{Lease, LeaseReceiver, Leases, TryLeases};
 pub use sender::{DrainError, LeaseSender};
 pub(crate) use store::{Store, StorePlace, sweep};
 
@@ -314,6 +314,13 @@ impl End {
             self.look_after_the_dead();
         }
         Ok(cell)
+    }
+
+    /// Takes another message on lease that is there now, and repairs nothing.
+    fn lease_another(&self) -> Option<Cell> {
+        let cell = self.pop_cell().ok()??;
+        self.done(1);
+        Some(cell)
     }
 
     /// Brings back what dead processes had in hand, if it is time to ask. Not only lessees: one that died between the claim of a

@@ -77,7 +77,7 @@ mod handles {
         DecodeError, EncodeError, Error, RecvBatchError, RecvError, RecvTimeoutError, SendBatchError,
         SendError, SendTimeoutError, TryRecvError, TrySendError,
     };
-    pub use crate::lease::{DrainError, Lease, LeaseReceiver, LeaseSender, Leases};
+    pub use crate::lease::{DrainError, Lease, LeaseReceiver, LeaseSender, Leases, TryLeases};
     pub use crate::receiver::{IntoIter, Iter, PlainReceiver, Receiver, TryIter};
     pub use crate::sender::{PlainSender, Sender};
     pub use crate::spsc::{Consumer, PlainConsumer, PlainProducer, Producer, spsc, spsc_plain};

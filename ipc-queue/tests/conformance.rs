@@ -6,6 +6,7 @@
 //! | `test_get` | `conformance_get` |
 //! | `test_fork` | `conformance_fork`, with a real fork too |
 //! | `test_qsize` | `conformance_qsize` |
+//! | `test_task_done` | `conformance_task_done`: an at-least-once queue, where a job that is not done comes back |
 //! | `test_timeout` | `conformance_timeout` |
 //! | `test_queue_feeder_donot_stop_onexc` | `conformance_queue_feeder_donot_stop_onexc`: the call says so, no thread prints it |
 //! | `test_queue_feeder_on_queue_feeder_error` | `conformance_queue_feeder_on_queue_feeder_error`: the error of the call has reason and value |
@@ -24,7 +25,10 @@
 mod common;
 
 use common::{Peer, child as child_of_test, watchdog};
-use ipc_queue::{Receiver, Sender, TryRecvError, TrySendError, bounded, bounded_bytes, bounded_plain};
+use ipc_queue::{
+    LeaseReceiver, Receiver, Sender, TryRecvError, TrySendError, bounded, bounded_bytes, bounded_plain,
+    builder,
+};
 use rustix::process::{Pid, Signal, WaitOptions, set_parent_process_death_signal, waitpid};
 use serde::{Deserialize, Serialize};
 use std::thread::JoinHandle;
@@ -46,6 +50,8 @@ enum Orders {
     Fork(Sender<u32>),
     /// Puts twice whether the queue is empty.
     Empty(Sender<bool>, Words),
+    /// Does jobs until the sentinel comes.
+    Work(LeaseReceiver<Option<u32>>),
 }
 
 /// Python's two events.
@@ -82,6 +88,15 @@ fn obey(orders: Orders) {
             tx.send(tx.is_empty()).expect("put");
             tx.send(tx.is_empty()).expect("put");
         }),
+        Orders::Work(rx) => {
+            for lease in rx.leases().map(|lease| lease.expect("got")) {
+                // As long as a job takes.
+                std::thread::sleep(if lease.is_some() { SHORT } else { Duration::ZERO });
+                if lease.ack().is_none() {
+                    break;
+                }
+            }
+        }
     }
 }
 
@@ -238,6 +253,25 @@ fn conformance_qsize() {
     assert_eq!(sizes(), [1, 1]);
     rx.recv().expect("got");
     assert_eq!(sizes(), [0, 0]);
+}
+
+#[test]
+fn conformance_task_done() {
+    let _dog = watchdog();
+    for start in WAYS {
+        let (tx, rx) = builder().at_least_once().build().expect("a queue");
+        let workers = [0; 4].map(|_| start(Orders::Work(rx.clone())));
+        for job in 0..10 {
+            tx.send(Some(job)).expect("put");
+        }
+        tx.wait_drained(LONG).expect("every job is done");
+        assert_eq!((tx.unfinished(), tx.len()), (0, 0));
+        for _ in &workers {
+            tx.send(None).expect("put");
+        }
+        workers.into_iter().for_each(Other::join);
+        tx.wait_drained(Duration::ZERO).expect("sentinels are done too");
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@
 mod common;
 
 use common::watchdog;
-use ipc_queue::{Receiver, RecvError, Sender, TrySendError, bounded, bounded_plain};
+use ipc_queue::{Receiver, RecvError, Sender, TrySendError, bounded, bounded_plain, builder};
 use parking_lot::{Mutex, MutexGuard};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use shm_core::handle::{ReceiveSession, SendSession};
@@ -135,6 +135,32 @@ fn a_child_holds_its_side_until_it_drops_its_copy() {
     go.send(0).expect("sent");
     assert!(matches!(rx.recv(), Err(RecvError::Disconnected)));
     drop(child);
+}
+
+#[test]
+fn a_child_does_not_have_its_parents_leases() {
+    let (_dog, _alone) = (watchdog(), alone());
+    let (tx, rx) = builder::<u64>().capacity(4).at_least_once().build().expect("a queue");
+    tx.send_batch([1, 2, 3]).expect("sent");
+    let mut first = Some(rx.recv_lease().expect("received"));
+    let mut second = Some(rx.recv_lease().expect("received"));
+    Child::fork(|| {
+        let lease = first.take().expect("a copy");
+        let ack = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| lease.ack()));
+        let message = *ack.expect_err("it is its parent's").downcast::<&str>().expect("a message");
+        drop(second.take());
+        // What it receives itself is its own.
+        message == "a forked child has not the leases of its parent"
+            && rx.recv_lease().expect("received").ack() == 3
+    })
+    .succeeds();
+    assert!(rx.try_recv_lease().expect_err("nothing came back").is_empty());
+    assert_eq!(rx.unfinished(), 2);
+    second.expect("a lease").nack();
+    let again = rx.recv_lease().expect("it came back");
+    assert_eq!((again.delivery_count(), again.ack()), (2, 2));
+    first.expect("a lease").ack();
+    tx.wait_drained(Duration::ZERO).expect("all is done");
 }
 
 #[test]

@@ -189,16 +189,19 @@ fn a_message_with_handles_is_refused() {
     assert!(rx.try_recv_lease().expect_err("nothing was sent").is_empty());
 }
 
+/// 13 cannot be deserialised.
+#[derive(Debug, serde::Serialize)]
+struct Odd(u8);
+
+impl<'de> serde::Deserialize<'de> for Odd {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let value = u8::deserialize(from)?;
+        if value == 13 { Err(serde::de::Error::custom("13")) } else { Ok(Self(value)) }
+    }
+}
+
 #[test]
 fn a_message_that_does_not_decode_is_an_error_once() {
-    #[derive(serde::Serialize)]
-    struct Odd(u8);
-    impl<'de> serde::Deserialize<'de> for Odd {
-        fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-            let value = u8::deserialize(from)?;
-            if value == 13 { Err(serde::de::Error::custom("13")) } else { Ok(Self(value)) }
-        }
-    }
     let (tx, rx) = builder::<Odd>().at_least_once().build().expect("a queue");
     tx.send_batch([Odd(13), Odd(1)]).expect("sent");
     match rx.recv_lease() {
@@ -253,4 +256,75 @@ fn many_threads_do_every_job() {
     drop(tx);
     let sum: u64 = workers.into_iter().map(|worker| worker.join().expect("no panic")).sum();
     assert_eq!(sum, 20_000 * 20_001 / 2);
+}
+
+#[test]
+fn a_batch_is_what_is_there_each_message_on_its_own_lease() {
+    let (tx, rx) = builder::<u32>().capacity(8).at_least_once().build().expect("a queue");
+    assert!(rx.try_recv_leases(4).expect("nothing").is_empty());
+    assert!(rx.recv_leases_timeout(4, SOON).expect("nothing").is_empty());
+    tx.send_batch([0, 1, 2, 3, 4]).expect("sent");
+    rx.recv_lease().expect("received").nack();
+    assert!(rx.recv_leases(0).expect("nothing asked for").is_empty());
+    let mut batch = rx.recv_leases(4).expect("received");
+    assert_eq!(batch.iter().map(|lease| **lease).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    assert_eq!(batch.iter().map(|lease| lease.delivery_count()).collect::<Vec<_>>(), [2, 1, 1, 1]);
+    assert_eq!(batch.remove(1).ack(), 1);
+    drop(batch);
+    let mut rest: Vec<_> = rx.try_leases().map(|lease| lease.expect("decoded").ack()).collect();
+    rest.sort_unstable();
+    assert_eq!(rest, [0, 2, 3, 4]);
+    drop(tx);
+    assert!(rx.recv_leases(4).expect_err("the end").is_disconnected());
+    assert!(rx.try_recv_leases(4).expect_err("the end").is_disconnected());
+}
+
+#[test]
+fn a_batch_ends_in_front_of_what_does_not_decode() {
+    let (tx, rx) = builder::<Odd>().capacity(4).at_least_once().build().expect("a queue");
+    tx.send_batch([Odd(1), Odd(13), Odd(2)]).expect("sent");
+    let batch = rx.recv_leases(3).expect("received");
+    assert_eq!(batch.into_iter().map(|lease| lease.ack().0).collect::<Vec<_>>(), [1]);
+    assert!(matches!(rx.recv_leases(3), Err(RecvError::Decode(error)) if error.bytes() == [13]));
+    assert_eq!(rx.recv_lease().expect("received").ack().0, 2);
+    assert_eq!(tx.unfinished(), 0);
+}
+
+#[test]
+fn a_batch_that_finds_no_room_says_what_it_has_sent() {
+    let (tx, rx) = builder::<u32>().capacity(2).at_least_once().build().expect("a queue");
+    let error = tx.try_send_batch([1, 2, 3]).expect_err("no room");
+    assert!(error.is_full());
+    assert_eq!((error.sent(), error.into_unsent()), (2, vec![3]));
+    let error = tx.send_batch_timeout([4], SOON).expect_err("no room");
+    assert!(error.is_timeout());
+    assert_eq!(rx.try_leases().map(|lease| lease.expect("received").ack()).collect::<Vec<_>>(), [1, 2]);
+    tx.send_batch_timeout([5, 6], LONG).expect("room");
+}
+
+#[test]
+fn a_closed_queue_is_emptied_and_its_leases_come_back() {
+    let (tx, rx) = queue(4);
+    tx.send_batch(["a".into(), "b".into()]).expect("sent");
+    let kept = rx.recv_lease().expect("received");
+    assert!(tx.close());
+    assert!(tx.send("c".into()).expect_err("closed").is_closed());
+    assert_eq!(rx.recv_lease().expect("sent before").ack(), "b");
+    assert!(matches!(rx.recv_lease(), Err(RecvError::Closed)));
+    kept.nack();
+    assert_eq!(rx.recv_lease().expect("it came back").ack(), "a");
+    assert!(matches!(rx.recv_lease(), Err(RecvError::Closed)) && rx.leases().next().is_none());
+    tx.wait_drained(Duration::ZERO).expect("all is done");
+}
+
+#[test]
+fn a_lease_may_be_used_by_any_thread() {
+    fn any_thread<T: Send + Sync + std::panic::UnwindSafe>(_: &T) {}
+    let (tx, rx) = queue(4);
+    tx.send("a".into()).expect("sent");
+    let lease = rx.recv_lease().expect("received");
+    any_thread(&lease);
+    let there = thread::spawn(move || lease.ack());
+    assert_eq!(there.join().expect("no panic"), "a");
+    assert_eq!(rx.unfinished(), 0);
 }

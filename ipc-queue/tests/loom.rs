@@ -547,7 +547,6 @@ const WEAKEN: &str = "RING_MODEL_WEAKEN";
 #[test]
 fn each_weakened_ordering_is_caught() {
     for name in ORDERINGS.iter().chain(ipc_queue::chunks::ORDERINGS).chain(ipc_queue::cells::ORDERINGS) {
-    for name in ORDERINGS.iter().chain(ipc_queue::chunks::ORDERINGS) {
         assert!(controls().any(|(control, ..)| control == name), "no control for {name}");
     }
     for (name, _, symptom) in controls() {

@@ -434,41 +434,103 @@ fn a_receiver_that_waits_uses_no_processor() {
     assert!(used * 4 < waited, "{used} of {waited} microseconds");
 }
 
+/// Random numbers.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+}
+
+/// A queue's memory, as a process that means ill has it.
+struct Scribbler {
+    map: memmap2::MmapRaw,
+    /// Behind the segment's own pages: control block, slots, words of chunks. Not the chunks: there is nothing to follow.
+    body: std::ops::Range<usize>,
+}
+
+impl Scribbler {
+    fn of(handle: &impl Serialize, budget: usize) -> Self {
+        let session = SendSession::begin();
+        postcard::to_stdvec(handle).expect("in a session");
+        let memory = session.finish().pop().expect("the queue's memory");
+        let map = memmap2::MmapRaw::map_raw(&memory).expect("mapped");
+        let body = 20480..map.len() - budget;
+        Self { map, body }
+    }
+
+    fn scribble(&self, dice: &mut Dice, bits: bool) {
+        for _ in 0..=dice.roll() % 40 {
+            let offset = self.body.start + dice.roll() as usize % self.body.len();
+            let byte = if bits { 1 << (dice.roll() % 8) } else { dice.roll() as u8 };
+            // SAFETY: inside the mapping; nobody holds a reference into it.
+            unsafe { self.map.as_mut_ptr().add(offset).write_volatile(byte) };
+        }
+    }
+}
+
+const MOMENT: Duration = Duration::from_micros(100);
+
 #[test]
 fn a_scribbling_process_makes_wrong_messages_and_nothing_worse() {
     let _dog = watchdog();
-    let mut random = 0x9E37_79B9_7F4A_7C15_u64;
-    let mut next = move || {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        random
-    };
+    let mut dice = Dice(0x9E37_79B9_7F4A_7C15);
     for round in 0..300 {
         let budget = 4 << 16;
         let (tx, rx) = builder::<String>().capacity(3).byte_budget(budget).build().expect("a queue");
-        let session = SendSession::begin();
-        postcard::to_stdvec(&tx).expect("in a session");
-        let memory = session.finish().pop().expect("the queue's memory");
-        let map = memmap2::MmapRaw::map_raw(&memory).expect("mapped");
-        // Behind the segment's own pages: control block, slots, words of chunks. Not the chunks: there is nothing to follow.
-        let body = 20480;
-        let end = map.len() - budget;
-        for _ in 0..=next() % 8 {
+        let scribbler = Scribbler::of(&tx, budget);
+        for _ in 0..=dice.roll() % 8 {
             let _ = tx.try_send("hello".into());
             let _ = tx.try_send("x".repeat(70_000));
-            for _ in 0..=next() % 40 {
-                let offset = body + next() as usize % (end - body);
-                let byte = if round % 2 == 0 { next() as u8 } else { 1 << (next() % 8) };
-                // SAFETY: inside the mapping; nobody holds a reference into it.
-                unsafe { map.as_mut_ptr().add(offset).write_volatile(byte) };
-            }
+            scribbler.scribble(&mut dice, round % 2 == 1);
             let _ = rx.try_recv();
             let _ = rx.try_recv_batch(9);
-            let _ = rx.recv_timeout(Duration::from_micros(100));
-            let _ = tx.send_timeout("world".into(), Duration::from_micros(100));
-            let _ = tx.send_timeout("x".repeat(1000), Duration::from_micros(100));
+            let _ = rx.recv_timeout(MOMENT);
+            let _ = tx.send_timeout("world".into(), MOMENT);
+            let _ = tx.send_timeout("x".repeat(1000), MOMENT);
             let _ = (rx.len(), tx.is_full());
         }
+    }
+}
+
+#[test]
+fn a_scribbling_process_makes_wrong_leases_and_nothing_worse() {
+    let _dog = watchdog();
+    let mut dice = Dice(0x2545_F491_4F6C_DD1D);
+    for round in 0..300 {
+        let budget = 4 << 16;
+        let queue = builder::<String>().capacity(3).byte_budget(budget).at_least_once().unfinished(5);
+        let (tx, rx) = queue.build().expect("a queue");
+        let scribbler = Scribbler::of(&tx, budget);
+        let mut senders = Some(tx.clone());
+        let mut kept = Vec::new();
+        for step in 0..=dice.roll() % 8 {
+            let _ = tx.try_send("hello".into());
+            let _ = tx.try_send("x".repeat(70_000));
+            kept.extend(rx.try_recv_lease());
+            scribbler.scribble(&mut dice, round % 2 == 1);
+            kept.extend(rx.recv_lease_timeout(MOMENT));
+            kept.extend(rx.try_recv_leases(9).unwrap_or_default());
+            kept.truncate(12);
+            match dice.roll() % 3 {
+                0 => kept.pop().into_iter().for_each(|lease| drop(lease.ack())),
+                1 => drop(kept.pop()),
+                _ => {}
+            }
+            let _ = tx.send_timeout("world".into(), MOMENT);
+            let _ = tx.send_timeout("x".repeat(1000), MOMENT);
+            let _ = tx.wait_drained(MOMENT);
+            let _ = (rx.len(), tx.is_full(), tx.unfinished());
+            if step == 5 {
+                drop(senders.take());
+            }
+        }
+        drop((tx, senders));
+        scribbler.scribble(&mut dice, round % 2 == 1);
+        let _ = rx.recv_lease_timeout(MOMENT);
     }
 }

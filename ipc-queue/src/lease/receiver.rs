@@ -1,6 +1,7 @@
 //! The receiving end of an at-least-once queue.
 
 use super::Hold;
+use crate::cells::Cell;
 use crate::codec::{Format, Postcard};
 use crate::end::{End, Shape};
 use crate::error::{DecodeError, RecvError, RecvTimeoutError, TryRecvError};
@@ -118,7 +119,7 @@ impl<T, C: Format<T>> LeaseReceiver<T, C> {
     ///
     /// [`RecvError::Disconnected`] when no living process holds a sender, nothing is left, and no *other* process has messages on
     /// lease that may come back: this process is not needed any more. If this process itself has some on lease, it does not wait
-    /// for others' leases. [`RecvError::Closed`] likewise, if the queue was closed. [`RecvError::Decode`] for a message that is not a `T`: it counts as acknowledged, its bytes are in the
+    /// for others' leases: two such processes would wait for each other. [`RecvError::Closed`] likewise, if the queue was closed. [`RecvError::Decode`] for a message that is not a `T`: it counts as acknowledged, its bytes are in the
     /// error, and the next call goes on behind it.
     ///
     /// # Panics
@@ -180,20 +181,135 @@ impl<T, C: Format<T>> LeaseReceiver<T, C> {
         Leases { receiver: self, done: false }
     }
 
+    /// The messages that are there now, on lease. Never blocks; ends when there is none. A lease that is
+    /// dropped without `ack` meanwhile comes again. A message that does not decode is an `Err` item, and the iteration goes on.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (tx, rx) = ipc_queue::builder::<u32>().at_least_once().build()?;
+    /// tx.send_batch([1, 2])?;
+    /// let done: Result<Vec<_>, _> = rx.try_leases().map(|lease| Ok::<_, ipc_queue::DecodeError>(lease?.ack())).collect();
+    /// assert_eq!(done?, [1, 2]);
+    /// # Ok(()) }
+    /// ```
+    pub fn try_leases(&self) -> TryLeases<'_, T, C> {
+        TryLeases { receiver: self }
+    }
+
+    /// Receives up to `max` messages on lease: blocks for the first as [`LeaseReceiver::recv_lease`], then takes what is there.
+    /// Empty if `max` is 0.
+    ///
+    /// # Errors
+    ///
+    /// What [`LeaseReceiver::recv_lease`] fails for. A message that does not decode ends the batch in front of it, goes back, and
+    /// is the error of the next call.
+    ///
+    /// # Panics
+    ///
+    /// If the `Deserialize` of `T` panics; all messages of the batch go back.
+    ///
+    /// # If the peer dies
+    ///
+    /// If this process dies, all messages of the batch that it has not acknowledged come back.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (tx, rx) = ipc_queue::builder::<u32>().at_least_once().build()?;
+    /// tx.send_batch([1, 2, 3])?;
+    /// for lease in rx.recv_leases(10)? {
+    ///     if *lease == 2 { lease.nack() } else { drop(lease.ack()) }
+    /// }
+    /// assert_eq!(rx.recv_lease()?.ack(), 2);
+    /// # Ok(()) }
+    /// ```
+    pub fn recv_leases(&self, max: usize) -> Result<Vec<Lease<T>>, RecvError> {
+        if max == 0 {
+            return Ok(Vec::new());
+        }
+        self.recv_lease().map(|first| self.take_more(first, max))
+    }
+
+    /// Receives up to `max` messages on lease that are there now, none if there are none. Never blocks.
+    ///
+    /// # Errors
+    ///
+    /// As [`LeaseReceiver::recv_leases`].
+    pub fn try_recv_leases(&self, max: usize) -> Result<Vec<Lease<T>>, RecvError> {
+        self.take_some(max, Patience::None)
+    }
+
+    /// Receives up to `max` messages on lease: blocks for the first up to `timeout`, then takes what is there. Empty if none came
+    /// in time, or if `max` is 0.
+    ///
+    /// # Errors
+    ///
+    /// As [`LeaseReceiver::recv_leases`].
+    pub fn recv_leases_timeout(&self, max: usize, timeout: Duration) -> Result<Vec<Lease<T>>, RecvError> {
+        self.take_some(max, Patience::For(timeout))
+    }
+
+    fn take_some(&self, max: usize, patience: Patience) -> Result<Vec<Lease<T>>, RecvError> {
+        if max == 0 {
+            return Ok(Vec::new());
+        }
+        match self.take(patience) {
+            Ok(lease) => Ok(self.take_more(lease?, max)),
+            Err(stop) => nothing(stop).map_or(Ok(Vec::new()), |dry| Err(dry.into())),
+        }
+    }
+
     /// One message, with all its waiting.
     fn take(&self, patience: Patience) -> Result<Result<Lease<T>, DecodeError>, Stop> {
-        let Some(cell) = self.end.lease_cell(patience)? else {
-            return Ok(Err(DecodeError::reference()));
-        };
-        let mut hold =
-            Hold { end: Arc::clone(&self.end), cell: Some(cell), run: None, stamp: ForkStamp::now() };
-        Ok(match hold.read::<T, C>() {
-            Ok(value) => Ok(Lease { value, hold }),
-            Err(error) => {
-                hold.finish();
-                Err(error)
+        let cell = self.end.lease_cell(patience)?;
+        Ok(self.open(cell).map_err(|(error, hold)| {
+            hold.finish();
+            error
+        }))
+    }
+
+    /// The first and what else is there.
+    fn take_more(&self, first: Lease<T>, max: usize) -> Vec<Lease<T>> {
+        let mut leases = vec![first];
+        while leases.len() < max {
+            // One that does not decode goes back.
+            match self.end.lease_another().map(|cell| self.open(Some(cell))) {
+                Some(Ok(lease)) => leases.push(lease),
+                _ => break,
             }
-        })
+        }
+        leases
+    }
+
+    /// Decodes a message that was taken.
+    fn open(&self, cell: Option<Cell>) -> Result<Lease<T>, (DecodeError, Hold)> {
+        let mut hold = Hold { end: Arc::clone(&self.end), cell, run: None, stamp: ForkStamp::now() };
+        match hold.read::<T, C>() {
+            Ok(value) => Ok(Lease { value, hold }),
+            Err(error) => Err((error, hold)),
+        }
+    }
+}
+
+/// See [`LeaseReceiver::try_leases`].
+pub struct TryLeases<'r, T, C = Postcard> {
+    receiver: &'r LeaseReceiver<T, C>,
+}
+
+impl<T, C> fmt::Debug for TryLeases<'_, T, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TryLeases").finish_non_exhaustive()
+    }
+}
+
+impl<T, C: Format<T>> Iterator for TryLeases<'_, T, C> {
+    type Item = Result<Lease<T>, DecodeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.receiver.take(Patience::None).ok()
     }
 }
 

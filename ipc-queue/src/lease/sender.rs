@@ -124,16 +124,42 @@ impl<T, C: Format<T>> LeaseSender<T, C> {
     ///
     /// [`SendBatchError`] says how many were sent, and hands the others back.
     pub fn send_batch(&self, values: impl Into<Vec<T>>) -> Result<(), SendBatchError<T>> {
-        let mut values = values.into();
+        self.send_all(values.into(), Patience::Forever, Halt::Timeout)
+    }
+
+    /// Sends as many messages as there is room for now, in order, one by one. Never blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`SendBatchError`] says how many were sent, and hands the others back: there is no more room, or what
+    /// [`LeaseSender::send`] fails for.
+    pub fn try_send_batch(&self, values: impl Into<Vec<T>>) -> Result<(), SendBatchError<T>> {
+        self.send_all(values.into(), Patience::None, Halt::Full)
+    }
+
+    /// Sends all messages, in order, one by one. Blocks as [`LeaseSender::send`], up to `timeout` for all together.
+    ///
+    /// # Errors
+    ///
+    /// [`SendBatchError`] says how many were sent, and hands the others back: the time is over, or what [`LeaseSender::send`]
+    /// fails for.
+    pub fn send_batch_timeout(
+        &self,
+        values: impl Into<Vec<T>>,
+        timeout: Duration,
+    ) -> Result<(), SendBatchError<T>> {
+        self.send_all(values.into(), Patience::For(timeout), Halt::Timeout)
+    }
+
+    fn send_all(&self, mut values: Vec<T>, patience: Patience, late: Halt) -> Result<(), SendBatchError<T>> {
+        let patience = patience.over_all();
         for sent in 0..values.len() {
-            loop {
-                match self.offer(&values[sent], Patience::Forever) {
-                    Ok(()) => break,
-                    Err(Unsent::Late) => {}
-                    Err(Unsent::Failed(failure)) => {
-                        return Err(SendBatchError::new(sent, values.split_off(sent), Halt::Failed(failure)));
-                    }
-                }
+            if let Err(unsent) = self.offer(&values[sent], patience) {
+                let halt = match unsent {
+                    Unsent::Late => late,
+                    Unsent::Failed(failure) => Halt::Failed(failure),
+                };
+                return Err(SendBatchError::new(sent, values.split_off(sent), halt));
             }
         }
         Ok(())
