@@ -479,6 +479,7 @@ fn survivors_finish_after_a_death_at_every_point_of_the_handles() {
         "spsc.",
         "cells.",
         "queue.sweep.cells",
+        "queue.wait",
     ];
     let elsewhere = |point: &&String| {
         ring.contains(point.as_str()) || others.iter().any(|prefix| point.starts_with(prefix))

@@ -110,7 +110,7 @@ fn leases_of_a_killed_worker_go_to_another_process() {
     let _dog = watchdog();
     let (tx, rx) = jobs(4);
     tx.send_batch([1, 2]).expect("sent");
-    let (victim, ..) = holder(&rx, 2);
+    let (victim, _, _tell) = holder(&rx, 2);
     let other = Peer::start(&Orders::Work(rx), None);
     here(&other);
     assert!(was_killed(victim.kill()));
@@ -143,7 +143,7 @@ fn waiting_for_the_end_outlives_the_only_worker() {
     let _dog = watchdog();
     let (tx, rx) = jobs(4);
     tx.send_batch([1, 2]).expect("sent");
-    let (victim, ..) = holder(&rx, 1);
+    let (victim, _, _tell) = holder(&rx, 1);
     let waiting = thread::spawn(move || tx.wait_drained(PATIENCE));
     assert!(was_killed(victim.kill()));
     let successor = Peer::start(&Orders::Work(rx), None);
@@ -176,7 +176,7 @@ fn a_receiver_without_senders_gets_what_a_killed_worker_had() {
     let _dog = watchdog();
     let (tx, rx) = jobs(4);
     tx.send(1).expect("sent");
-    let (worker, ..) = holder(&rx, 1);
+    let (worker, _, _tell) = holder(&rx, 1);
     drop(tx);
     let there = rx.clone();
     let waiting =
@@ -219,7 +219,7 @@ fn a_closed_queue_waits_for_what_other_processes_have_on_lease() {
 }
 
 /// Starts a worker whose reports go to `events`; returns its process id.
-fn work(rx: &LeaseReceiver<u32>, events: &mpsc::Sender<Event>) -> Pid {
+fn work(rx: &LeaseReceiver<u32>, events: &mpsc::SyncSender<Event>) -> Pid {
     let peer = Peer::start(&Orders::Work(rx.clone()), None);
     let pid = here(&peer);
     let events = events.clone();
@@ -237,7 +237,8 @@ fn jobs_of_workers_that_are_killed_at_random_are_all_done() {
     const KILLS: u32 = 12;
     let _dog = watchdog_after(5 * PATIENCE);
     let (tx, rx) = jobs(64);
-    let (sender, events) = mpsc::channel();
+    // Workers wait for whoever reads their reports, so that kills hit them in the middle.
+    let (sender, events) = mpsc::sync_channel(16);
     let mut workers: Vec<_> = (0..3).map(|_| work(&rx, &sender)).collect();
     let boss = thread::spawn(move || {
         (0..JOBS).for_each(|job| tx.send(job).expect("sent"));
