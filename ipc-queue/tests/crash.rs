@@ -479,6 +479,7 @@ fn survivors_finish_after_a_death_at_every_point_of_the_handles() {
         "spsc.",
         "cells.",
         "queue.sweep.cells",
+        // Of users' models only.
         "queue.wait",
     ];
     let elsewhere = |point: &&String| {

@@ -22,9 +22,10 @@ type Jobs = (LeaseSender<u32>, LeaseReceiver<u32>);
 
 /// What a child does.
 #[derive(Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant, reason = "one of them is made per child")]
 enum Orders {
     /// Sends these.
-    Send(Box<LeaseSender<u32>>, std::ops::Range<u32>),
+    Send(LeaseSender<u32>, std::ops::Range<u32>),
     /// Takes so many on lease, reports its process id, and keeps them until it is told whether to acknowledge them.
     Hold { rx: LeaseReceiver<u32>, count: usize, done: Receiver<bool> },
     /// Does everything that comes, and reports when it begins and when it has acknowledged.
@@ -94,7 +95,7 @@ fn here(peer: &Peer) -> Pid {
 fn both_ends_work_in_other_processes() {
     let _dog = watchdog();
     let (tx, rx) = jobs(4);
-    let sender = Peer::start(&Orders::Send(Box::new(tx.clone()), 0..100), None);
+    let sender = Peer::start(&Orders::Send(tx.clone(), 0..100), None);
     let worker = Peer::start(&Orders::Work(rx), None);
     assert!(sender.wait().success());
     tx.wait_drained(PATIENCE).expect("drained");
