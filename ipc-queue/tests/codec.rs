@@ -8,6 +8,8 @@ use common::{Peer, watchdog};
 use ipc_queue::{Builder, Codec, Custom, Receiver, RecvError, Sender, Sink, builder};
 use serde::{Deserialize, Serialize};
 use std::fmt::{self, Write as _};
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -305,6 +307,77 @@ fn handles_travel_through_a_codec_that_uses_serde() {
     tx.send(inner_tx).expect("sent");
     rx.recv().expect("received").send(7).expect("sent");
     assert_eq!(inner_rx.recv().expect("received"), 7);
+}
+
+/// Changes the prefix of a message in a slot or cell: of the one with these bytes, in whatever memory this process shares.
+fn scribble(message: &[u8], prefix: u32) {
+    let memory = OpenOptions::new().read(true).write(true).open("/proc/self/mem").expect("opened");
+    let before = u32::try_from(message.len()).expect("short").to_ne_bytes();
+    let pattern = [&before[..], message].concat();
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("read");
+    let mut found = 0;
+    for line in maps.lines().filter(|line| line.contains(" rw-s ")) {
+        let (start, rest) = line.split_once('-').expect("a range");
+        let start = u64::from_str_radix(start, 16).expect("an address");
+        let end = u64::from_str_radix(rest.split_once(' ').expect("an end").0, 16).expect("an address");
+        // Slots lie in front. Other tests' memory may be gone meanwhile.
+        let mut bytes = vec![0; usize::try_from((end - start).min(1 << 18)).expect("short")];
+        if memory.read_exact_at(&mut bytes, start).is_err() {
+            continue;
+        }
+        if let Some(place) = bytes.windows(pattern.len()).position(|window| window == pattern) {
+            memory.write_all_at(&prefix.to_ne_bytes(), start + place as u64).expect("written");
+            found += 1;
+        }
+    }
+    // Each end has a mapping of its own, or they share one.
+    assert!(found > 0, "no message {message:?}");
+}
+
+/// In a prefix: the message lies in chunks.
+const LARGE: u32 = 1 << 30;
+
+#[test]
+fn a_scribbled_prefix_makes_an_error_where_there_are_no_chunks() {
+    let _watchdog = watchdog();
+    for (slot_bytes, mark) in [(240, 0xA1), (300, 0xA2)] {
+        let queue = builder::<[u8; 6]>().capacity(2).slot_bytes(slot_bytes);
+        let (mut tx, mut rx) = queue.build_spsc().expect("a queue");
+        for prefix in [LARGE, LARGE | 6, LARGE | 16, u32::MAX >> 1] {
+            let message = [mark, 0x5C, 0xE3, 0x91, 0x1B, 0x7D];
+            tx.send(message).expect("sent");
+            scribble(&message, prefix);
+            tx.send([7; 6]).expect("sent");
+            assert_eq!(undecoded(rx.recv()), (String::new(), Vec::new()), "{prefix:x}");
+            assert_eq!(rx.recv().expect("the queue goes on"), [7; 6]);
+        }
+    }
+}
+
+#[test]
+fn a_scribbled_length_is_refused_with_the_bytes_of_the_slot() {
+    let _watchdog = watchdog();
+    let (mut tx, mut rx) = builder::<[u8; 6]>().capacity(2).slot_bytes(300).build_spsc().expect("a queue");
+    let message = [0xA3, 0x5C, 0xE3, 0x91, 0x1B, 0x7D];
+    tx.send(message).expect("sent");
+    scribble(&message, 301);
+    let (_, bytes) = undecoded(rx.recv());
+    assert_eq!((&bytes[..6], bytes.len()), (&message[..], 300));
+}
+
+#[test]
+fn a_scribbled_prefix_makes_an_error_where_cells_are_short() {
+    let _watchdog = watchdog();
+    let queue = builder::<[u8; 4]>().capacity(2).byte_budget(0).slot_bytes(4).at_least_once();
+    let (tx, rx) = queue.build().expect("a queue");
+    for prefix in [LARGE | 16, LARGE, LARGE | 4] {
+        let message = [0xA4, 0x5C, 0xE3, 0x91];
+        tx.send(message).expect("sent");
+        scribble(&message, prefix);
+        assert_eq!(undecoded(rx.recv_lease()), (String::new(), Vec::new()), "{prefix:x}");
+    }
+    tx.send([7; 4]).expect("sent");
+    assert_eq!(*rx.recv_lease().expect("the queue goes on"), [7; 4]);
 }
 
 #[derive(Serialize, Deserialize)]

@@ -11,7 +11,7 @@
 //! # Safety
 //!
 //! [`Packet`] has the pointers. What `encode` lets through to a slot is at most `limit` bytes long, and a length that was
-//! read from a slot is clamped to `limit` by `load` and compared with it by `decode`.
+//! read from a slot is clamped to `limit` by `load`; `decode` refuses a message that had claimed more.
 #![allow(unsafe_code)]
 
 use super::packet::Packet;
@@ -196,10 +196,10 @@ fn encode<'v, T, C: Coder<T>>(
 
 #[inline(always)]
 fn decode<T, C: Coder<T>>(message: &Packet, limit: usize) -> Result<T, DecodeError> {
-    if message.len() > limit || is_receiving() {
+    if message.is_special() || message.claimed_len() > limit || is_receiving() {
         return decode_apart::<T, C>(message, limit);
     }
-    C::read(message.bytes(message.len()))
+    C::read(message.bytes())
 }
 
 /// Fetches the handles of a message and decodes it.
@@ -209,15 +209,18 @@ fn redeem<T, C: Coder<T>>(bytes: &[u8], claim: Claim) -> Result<T, DecodeError> 
     decode_with::<T, C>(bytes, descriptors)
 }
 
-/// Decodes a message with handles, or one whose length is wrong, or any while the thread receives something else: then
+/// Decodes a message with handles, or one whose prefix is wrong, or any while the thread receives something else: then
 /// the descriptors of that are none of the message's business.
 #[cold]
 fn decode_apart<T, C: Coder<T>>(message: &Packet, limit: usize) -> Result<T, DecodeError> {
-    let len = message.len_without_handles();
-    if len > limit {
-        return Err(DecodeError::length(message.bytes(limit), len, limit));
+    let bytes = message.bytes();
+    if message.is_bulky() {
+        // Whoever has chunks has fetched the message from there.
+        return Err(DecodeError::reference());
     }
-    let bytes = message.bytes(len);
+    if message.claimed_len() > limit {
+        return Err(DecodeError::length(bytes, message.claimed_len(), limit));
+    }
     if !message.has_handles() {
         return decode_with::<T, C>(bytes, Vec::new());
     }

@@ -11,7 +11,7 @@
 //! # Safety
 //!
 //! The first `min(len, INLINE)` bytes of `inline` are initialised where the packet has no bytes on the heap: [`Filler`]
-//! counts what it has written, `load` what it has copied. A filler's room is either `inline` or spare capacity of the
+//! counts what it has written, `load` what it has copied, whatever the prefix says. A filler's room is either `inline` or spare capacity of the
 //! vector, of which nothing else gets hold before [`Filler::finish`].
 #![allow(unsafe_code)]
 
@@ -34,8 +34,12 @@ const KEPT: usize = 64 << 10;
 /// A message of bytes on its way into a slot, or out of it.
 #[derive(Debug)]
 pub struct Packet {
-    /// As encoded; or as read from the slot, unchecked and with flags.
+    /// Bytes of the message: of one to be sent, all, also if it is too long to be kept; of one that was taken, those that are
+    /// here.
     len: usize,
+    /// Of a message that was taken: as read from the slot, unchecked. Apart from the length, which may have all bits once the
+    /// message was fetched from chunks.
+    prefix: u32,
     /// Of a message that was taken: the chunks in which it lies. Not in `extra`: nothing is allocated while a slot is claimed.
     bulky: Option<Bulky>,
     extra: Option<Box<Extra>>,
@@ -78,7 +82,7 @@ impl Extra {
 impl Packet {
     #[inline(always)]
     pub(super) fn new() -> Self {
-        Self { len: 0, bulky: None, extra: None, inline: [MaybeUninit::uninit(); INLINE] }
+        Self { len: 0, prefix: 0, bulky: None, extra: None, inline: [MaybeUninit::uninit(); INLINE] }
     }
 
     /// Empties the packet for a message.
@@ -112,9 +116,10 @@ impl Packet {
         self.len
     }
 
-    /// The length, if the flag of handles is none of it.
-    pub(super) fn len_without_handles(&self) -> usize {
-        self.len & !(HANDLES as usize)
+    /// The length that the slot had claimed.
+    #[inline(always)]
+    pub(super) fn claimed_len(&self) -> usize {
+        (self.prefix & !FLAGS) as usize
     }
 
     #[inline(always)]
@@ -139,7 +144,7 @@ impl Packet {
             }
         } else {
             if self.heap().is_none() {
-                let bytes = self.bytes(self.len).to_vec();
+                let bytes = self.bytes().to_vec();
                 self.extra().heap = bytes;
             }
             self.extra().heap.extend_from_slice(&claim);
@@ -148,13 +153,13 @@ impl Packet {
         self.extra().deposit = Some(deposit);
     }
 
-    /// The first `len` bytes of the message, which has as many at least.
+    /// The bytes of the message, if they are kept.
     #[inline(always)]
-    pub(super) fn bytes(&self, len: usize) -> &[u8] {
+    pub(super) fn bytes(&self) -> &[u8] {
         match self.heap() {
-            Some(heap) => &heap[..len],
+            Some(heap) => &heap[..self.len],
             None => {
-                let bytes = &self.inline[..len];
+                let bytes = &self.inline[..self.len];
                 // SAFETY: so many were initialised: see the top of this file.
                 unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len()) }
             }
@@ -177,7 +182,7 @@ impl Packet {
     pub(super) unsafe fn store(&self, slot: *mut u8) {
         #[allow(clippy::cast_possible_truncation, reason = "a slot has at most 2^20 bytes")]
         let prefix = self.len as u32 | self.flags();
-        let bytes = self.bytes(self.len);
+        let bytes = self.bytes();
         // SAFETY: the caller's slot has room for both, and the alignment of the ring's payloads.
         unsafe {
             slot.cast::<u32>().write(prefix);
@@ -207,8 +212,9 @@ impl Packet {
         // SAFETY: the slot has so many bytes: the length is read once and clamped to them; and there is room.
         unsafe {
             let prefix = slot.cast::<u32>().read_volatile();
-            self.len = prefix as usize;
-            let len = ((prefix & !FLAGS) as usize).min(limit);
+            self.prefix = prefix;
+            let len = self.claimed_len().min(limit);
+            self.len = len;
             let from = slot.add(PREFIX);
             if let Some(extra) = &mut self.extra {
                 extra.heap.clear();
@@ -230,30 +236,29 @@ impl Packet {
     /// As [`Transfer::bulk`](super::Transfer::bulk).
     #[inline(always)]
     pub(super) fn bulk(&self, limit: usize) -> Option<(&[u8], u32)> {
-        (self.len > limit).then(|| (self.bytes(self.len), self.flags()))
+        (self.len > limit).then(|| (self.bytes(), self.flags()))
     }
 
     #[inline(always)]
     pub(super) fn is_special(&self) -> bool {
-        self.len & FLAGS as usize != 0
+        self.prefix & FLAGS != 0
     }
 
     pub(super) fn is_bulky(&self) -> bool {
-        self.len & LARGE as usize != 0
+        self.prefix & LARGE != 0
     }
 
     #[inline(always)]
     pub(super) fn has_handles(&self) -> bool {
-        self.len & HANDLES as usize != 0
+        self.prefix & HANDLES != 0
     }
 
     pub(super) fn reference(&self) -> Option<Reference> {
-        let len = self.len & !(FLAGS as usize);
-        if !self.is_bulky() || len != Reference::LEN {
+        if !self.is_bulky() || self.claimed_len() != Reference::LEN {
             return None;
         }
-        // A slot that takes references has so many bytes, and `load` has copied them.
-        Reference::read(self.bytes(len))
+        // Nothing, if the slot has fewer bytes.
+        Reference::read(self.bytes())
     }
 
     pub(super) fn set_bulky(&mut self, bulky: Option<Bulky>) {
@@ -266,11 +271,13 @@ impl Packet {
 
     /// The message is these bytes, and keeps its handles.
     pub(super) fn set_bytes(&mut self, bytes: Vec<u8>) {
-        self.len = bytes.len() | self.len & HANDLES as usize;
+        self.prefix &= HANDLES;
+        self.len = bytes.len();
         self.extra().heap = bytes;
     }
 
     pub(super) fn shed(&mut self) {
+        self.len = 0;
         if let Some(extra) = &mut self.extra {
             extra.heap = Vec::new();
         }
@@ -387,4 +394,45 @@ unsafe fn finish_heap(extra: &mut Extra, next: *mut u8) -> usize {
     // SAFETY: as in `spill`.
     unsafe { extra.heap.set_len(len) };
     len
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a packet makes of a slot of 4 bytes with this prefix.
+    fn loaded(prefix: u32) -> Packet {
+        let slot = [prefix, 0x0403_0201];
+        let mut packet = Packet::new();
+        // SAFETY: the slot has prefix and 4 bytes, and the packet has room for them.
+        unsafe { packet.load(slot.as_ptr().cast(), 4) };
+        packet
+    }
+
+    #[test]
+    fn a_message_has_no_more_bytes_than_its_slot_whatever_the_prefix_says() {
+        for prefix in [5, 240, 300, !FLAGS, LARGE | 16, HANDLES | 16, u32::MAX] {
+            assert_eq!(loaded(prefix).bytes(), [1, 2, 3, 4]);
+        }
+        for prefix in [0, LARGE, HANDLES, FLAGS] {
+            assert_eq!(loaded(prefix).bytes(), []);
+        }
+    }
+
+    #[test]
+    fn a_slot_too_short_for_a_reference_has_none() {
+        let prefix = LARGE | u32::try_from(Reference::LEN).expect("16");
+        assert_eq!(loaded(prefix).reference(), None);
+    }
+
+    #[test]
+    #[cfg(target_pointer_width = "64")]
+    fn a_message_of_gigabytes_keeps_its_length() {
+        let len = (HANDLES | LARGE | 5) as usize;
+        let mut packet = loaded(LARGE);
+        // Zeros that are never touched take no memory.
+        packet.set_bytes(vec![0; len]);
+        assert_eq!((packet.len(), packet.bytes().len()), (len, len));
+        assert!(!packet.has_handles() && !packet.is_bulky());
+    }
 }
