@@ -18,8 +18,9 @@
 //!
 //! # The end
 //!
-//! A receiver that finds the queue empty, and closed or without senders, may be needed still: others have messages on lease, and may die. So it
-//! waits, unless its own process has some on lease (two such processes would wait for each other).
+//! A receiver that finds the queue empty, and closed or without senders, may be needed still: others have messages on lease, and
+//! may die. So it waits, unless its own process has some on lease (two such processes would wait for each other). For a message
+//! that nobody has on lease it waits in any case: somebody is about to take it, or died before, and a sweep will bring it back.
 
 /// What both handles have in common.
 macro_rules! leased_end {
@@ -51,6 +52,11 @@ macro_rules! leased_end {
             /// How many messages that were not delivered yet the queue holds at most.
             pub fn capacity(&self) -> usize {
                 self.end.capacity()
+            }
+
+            /// The longest message in bytes: what a cell takes, or all of the byte budget.
+            pub fn max_message_len(&self) -> usize {
+                self.end.longest()
             }
 
             /// Closes the queue for everybody, as [`Sender::close`](crate::Sender::close). Receivers get everything that was

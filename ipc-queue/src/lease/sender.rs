@@ -218,11 +218,6 @@ impl<T, C: Format<T>> LeaseSender<T, C> {
     pub fn wait_drained_until(&self, deadline: Instant) -> Result<(), DrainError> {
         self.end.wait_drained(Some(deadline))
     }
-
-    /// The longest message in bytes: what a cell takes, or all of the byte budget.
-    pub fn max_message_len(&self) -> usize {
-        self.end.longest()
-    }
 }
 
 /// Why [`LeaseSender::wait_drained`] gave up.
