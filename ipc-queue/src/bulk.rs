@@ -28,7 +28,7 @@
 use crate::chunks::{Chunks, Run};
 use crate::end::{Body, End, Miss};
 use crate::layout::{Control, PAGE, Placement};
-use crate::lease::{Leasing, Store};
+use crate::lease::Leasing;
 use crate::wait::{Patience, Stop};
 use shm_core::crash_point;
 use shm_core::fork::ForkStamp;
@@ -281,12 +281,6 @@ pub(crate) fn sweep(body: &Body, control: &Control, dead: u16) {
     control.note_freed();
 }
 
-/// Whether a process that is dead has chunks or cells in hand. One system call for each process that has.
-pub(crate) fn is_hoard_of_the_dead(segment: &Segment, bulk: Option<&Bulk>, store: Option<&Store>) -> bool {
-    bulk.is_some_and(|bulk| is_one_dead(segment, bulk.chunks().owners()))
-        || store.is_some_and(|store| is_one_dead(segment, store.cells().owners()))
-}
-
 /// Whether one of these participants is dead. One system call for each, however often it is there.
 fn is_one_dead(segment: &Segment, mut owners: impl Iterator<Item = u16>) -> bool {
     let mut asked = [false; MAX_PARTICIPANTS as usize + 1];
@@ -384,10 +378,8 @@ impl End {
         let freed = &self.control().freed.0;
         let before = Cell::new(None);
         let attempt = || {
-            // SYNC chunk-count: read before the words; pairs with `note_freed`.
-            let count = freed.count.load(Ordering::Acquire);
             // Looking at all chunks takes too long for a poll.
-            if before.replace(Some(count)) == Some(count) {
+            if !self.is_news(&before) {
                 return Err(Miss::Scarce);
             }
             bulk.chunks().claim(self.me(), wanted).map_err(|scarce| {
@@ -451,8 +443,10 @@ impl End {
     /// Whether a process that is dead has chunks or cells in hand. One system call for each process that has.
     #[cold]
     pub(crate) fn is_hoard_of_the_dead(&self) -> bool {
+        let segment = self.segment();
         let store = self.leasing.as_ref().map(Leasing::store);
-        is_hoard_of_the_dead(self.segment(), self.bulk.as_deref(), store)
+        self.bulk.as_ref().is_some_and(|bulk| is_one_dead(segment, bulk.chunks().owners()))
+            || store.is_some_and(|store| is_one_dead(segment, store.cells().owners()))
     }
 
     /// Looks after everything that could keep chunks from this process: the dead, and what they left.
@@ -460,8 +454,18 @@ impl End {
     pub(crate) fn tidy(&self) {
         self.segment().sweep();
         self.collect();
-        // Whoever freed some may have died before it said so, or be stopped: look at the words again in any case.
-        self.control().freed.0.count.fetch_add(1, Ordering::Release);
+        // Whoever freed some may be stopped before it said so: look at the words again in any case. Whoever polls is not told:
+        // there may be nothing. Relaxed: of this process.
+        self.tidied.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether chunks or cells may have been freed since the last call with this `before`.
+    pub(crate) fn is_news(&self, before: &Cell<Option<(u32, u32)>>) -> bool {
+        // SYNC chunk-count: read before the words; pairs with `note_freed`.
+        let count = self.control().freed.0.count.load(Ordering::Acquire);
+        // Relaxed: as in `tidy`.
+        let now = Some((count, self.tidied.load(Ordering::Relaxed)));
+        before.replace(now) != now
     }
 
     /// Leaves a run to the message whose claim of a cell `tag` is. From then on the run is what the cell refers to, until that

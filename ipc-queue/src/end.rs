@@ -20,7 +20,7 @@ use crate::{layout, travel};
 use shm_core::SegmentError;
 use shm_core::broker::Deposit;
 use shm_core::segment::{Segment, Spec};
-use shm_core::sync::AtomicU64;
+use shm_core::sync::{AtomicU32, AtomicU64};
 use std::io;
 use std::ops::Deref;
 use std::os::fd::BorrowedFd;
@@ -45,6 +45,8 @@ pub(crate) struct End {
     far: Cursor,
     /// When this handle last looked at what lies idle, in microseconds; see `Member::is_due`.
     trimmed: AtomicU64,
+    /// How often this handle has looked after what could keep chunks from it.
+    pub(crate) tidied: AtomicU32,
     member: Member,
 }
 
@@ -263,6 +265,7 @@ impl End {
             cursor: Cursor::new(),
             far: Cursor::new(),
             trimmed: AtomicU64::new(0),
+            tidied: AtomicU32::new(0),
             member: Member::new(Arc::clone(segment), body.control, side),
         }
     }
@@ -467,6 +470,7 @@ impl Clone for End {
             cursor: self.cursor.clone(),
             far: self.far.clone(),
             trimmed: AtomicU64::new(0),
+            tidied: AtomicU32::new(0),
             member: self.member.clone(),
         }
     }

@@ -243,10 +243,8 @@ impl End {
         let freed = &self.control().freed.0;
         let before = std::cell::Cell::new(None);
         let attempt = || {
-            // SYNC chunk-count: read before the words; pairs with `note_freed`.
-            let count = freed.count.load(Ordering::Acquire);
             // Looking at all cells takes too long for a poll.
-            if before.replace(Some(count)) == Some(count) {
+            if !self.is_news(&before) {
                 return Err(Miss::Scarce);
             }
             leasing.store.cells().claim(self.me(), &leasing.next).ok_or(Miss::Scarce)

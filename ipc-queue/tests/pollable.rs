@@ -6,8 +6,8 @@ mod common;
 
 use common::{Peer, Reporter, child as child_of_test, was_killed, watchdog};
 use ipc_queue::{
-    LeaseReceiver, PlainReceiver, PlainSender, Receiver, Sender, TryRecvError, TrySendError, bounded,
-    bounded_bytes, bounded_plain, builder, bytes_builder, spsc,
+    BytesReceiver, LeaseReceiver, PlainReceiver, PlainSender, Receiver, Sender, TryRecvError, TrySendError,
+    bounded, bounded_bytes, bounded_plain, builder, bytes_builder, spsc,
 };
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
@@ -34,6 +34,8 @@ enum Orders {
     Receive(Receiver<u64>),
     /// Receives that many messages.
     Take(Receiver<u64>, u64),
+    /// Receives a message.
+    TakeBytes(BytesReceiver),
     /// Reports 0, takes a message on lease, reports it and stays.
     Lease(LeaseReceiver<u64>),
     /// Has its end watched while nothing happens; reports microseconds of processor time.
@@ -73,6 +75,7 @@ fn obey(orders: Orders, reporter: &Reporter) {
             rx.iter().for_each(|message| reporter.report(&message.expect("received")));
         }
         Orders::Take(rx, count) => (0..count).for_each(|_| _ = rx.recv().expect("received")),
+        Orders::TakeBytes(rx) => _ = rx.recv().expect("received"),
         Orders::Lease(rx) => {
             reporter.report(&0_u64);
             let lease = rx.recv_lease().expect("received");
@@ -500,6 +503,45 @@ fn a_sender_that_lacks_memory_is_readable_when_some_is_freed() {
     drop(received);
     becomes_readable(&descriptor);
     tx.try_send(&message).expect("sent");
+}
+
+#[cfg(feature = "crash-points")]
+#[test]
+fn a_sender_is_told_of_memory_that_a_dead_receiver_was_taking_or_had_freed_and_not_said_so() {
+    let _beside = beside_others();
+    for point in ["ring.pop.claimed", "chunks.taken", "chunks.freed"] {
+        let _dog = watchdog();
+        let (tx, idle) = bytes_builder().capacity(4).byte_budget(64 << 10).build().expect("a queue");
+        let message = [1; 64 << 10];
+        tx.send(&message).expect("sent");
+        let descriptor = tx.as_fd();
+        assert!(tx.try_send(&message).expect_err("no memory").is_full());
+        let peer = Peer::start(&Orders::TakeBytes(idle.clone()), Some(point));
+        assert!(was_killed(peer.wait()), "the child does not die at {point}");
+        loop {
+            becomes_readable(&descriptor);
+            match tx.try_send(&message) {
+                Ok(()) => break,
+                Err(error) => assert!(error.is_full(), "{error}"),
+            }
+        }
+        assert_eq!(idle.recv().expect("received"), message);
+    }
+}
+
+#[test]
+fn a_sender_for_which_no_memory_comes_rests() {
+    let (_dog, _beside) = (watchdog(), beside_others());
+    let (tx, _rx) = bytes_builder().capacity(4).byte_budget(64 << 10).build().expect("a queue");
+    tx.send(&[1; 64 << 10]).expect("sent");
+    let descriptor = tx.as_fd();
+    let (start, mut times) = (Instant::now(), 0);
+    while start.elapsed() < Duration::from_secs(1) {
+        assert!(tx.try_send(&[2]).expect_err("no memory").is_full());
+        times += 1;
+        is_readable_within(&descriptor, A_WHILE);
+    }
+    assert!(times < 20, "told {times} times");
 }
 
 #[test]

@@ -7,7 +7,6 @@
 #![allow(unsafe_code)]
 
 use super::arming::{CHUNKS, MORE, Watched};
-use crate::bulk::{Bulk, is_hoard_of_the_dead};
 use crate::disconnect;
 use crate::end::End;
 use crate::layout::{Control, Side};
@@ -66,11 +65,10 @@ impl Observer {
     }
 }
 
-/// The ring of a queue with many ends, and its chunks.
+/// The ring of a queue with many ends.
 pub(crate) struct Watch {
     /// Points into the observer's segment.
     ring: Ring<'static>,
-    bulk: Option<Arc<Bulk>>,
     /// Of a queue whose messages are acknowledged.
     store: Option<Store>,
     cursor: Cursor,
@@ -85,7 +83,6 @@ impl Watch {
         let observer = Observer::of(end);
         Self {
             ring: *end.ring(),
-            bulk: end.bulk.clone(),
             store: end.leasing.as_ref().map(|leasing| *leasing.store()),
             cursor: end.cursor().clone(),
             told: AtomicU32::new(observer.freed()),
@@ -142,16 +139,14 @@ impl Watched for Watch {
 
     fn look_around(&self, wanted: u32) -> bool {
         let Observer { segment, .. } = &self.observer;
-        // What a dead process had on lease comes back by a sweep, and nobody else may be there to do it.
-        if self.store.is_some() && segment.sweep() > 0 {
+        // What a dead process had on lease, and the memory of what it was taking or freeing, comes back by a sweep, and nobody
+        // else may be there to do it. The words alone do not tell: it may have freed some and not said so.
+        if (self.store.is_some() || wanted & CHUNKS != 0) && segment.sweep() > 0 {
             return true;
         }
         let is_dead = |claim: Claim| claim.owner() != segment.participant() && segment.is_dead(claim.owner());
         let blocked = || self.peek().is_err_and(|claim| claim.is_some_and(is_dead));
-        let hoarded = || is_hoard_of_the_dead(segment, self.bulk.as_deref(), self.store.as_ref());
-        (wanted & MORE != 0 && blocked())
-            || (wanted & CHUNKS != 0 && hoarded())
-            || (self.observer.is_alone() && self.is_over())
+        (wanted & MORE != 0 && blocked()) || (self.observer.is_alone() && self.is_over())
     }
 }
 
