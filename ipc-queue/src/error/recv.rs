@@ -56,6 +56,26 @@ macro_rules! recv_error {
             pub fn is_closed(&self) -> bool {
                 matches!(self, Self::Closed)
             }
+
+            /// Whether a message was taken that is not a value of this type.
+            pub fn is_decode(&self) -> bool {
+                matches!(self, Self::Decode(_))
+            }
+
+            /// Whether this process was forked after it had got the handle, and cannot attach to the queue by itself.
+            pub fn is_forked(&self) -> bool {
+                matches!(self, Self::Forked)
+            }
+
+            /// Whether the queue has carried as many messages as it can number.
+            pub fn is_exhausted(&self) -> bool {
+                matches!(self, Self::Exhausted)
+            }
+
+            /// Whether this end is in use elsewhere; only ends of a queue made by [`spsc`](crate::spsc()) say so.
+            pub fn is_taken(&self) -> bool {
+                matches!(self, Self::Taken)
+            }
         }
 
         impl From<Dry> for $name {
@@ -163,6 +183,26 @@ impl<T> RecvBatchError<T> {
     /// Whether nothing is left and the queue was closed.
     pub fn is_closed(&self) -> bool {
         matches!(self, Self::Closed)
+    }
+
+    /// Whether a message was taken that is not a value of this type.
+    pub fn is_decode(&self) -> bool {
+        matches!(self, Self::Decode { .. })
+    }
+
+    /// Whether this process was forked after it had got the handle, and cannot attach to the queue by itself.
+    pub fn is_forked(&self) -> bool {
+        matches!(self, Self::Forked)
+    }
+
+    /// Whether the queue has carried as many messages as it can number.
+    pub fn is_exhausted(&self) -> bool {
+        matches!(self, Self::Exhausted)
+    }
+
+    /// Whether this end is in use elsewhere; only ends of a queue made by [`spsc`](crate::spsc()) say so.
+    pub fn is_taken(&self) -> bool {
+        matches!(self, Self::Taken)
     }
 }
 

@@ -86,9 +86,29 @@ macro_rules! send_error {
                 matches!(self, Self::TooLarge { .. })
             }
 
+            /// Whether the message cannot be turned into bytes.
+            pub fn is_encode(&self) -> bool {
+                matches!(self, Self::Encode { .. })
+            }
+
             /// Whether there was no memory for the message.
             pub fn is_out_of_memory(&self) -> bool {
                 matches!(self, Self::OutOfMemory(_))
+            }
+
+            /// Whether this process was forked after it had got the handle, and cannot attach to the queue by itself.
+            pub fn is_forked(&self) -> bool {
+                matches!(self, Self::Forked(_))
+            }
+
+            /// Whether the queue has carried as many messages as it can number.
+            pub fn is_exhausted(&self) -> bool {
+                matches!(self, Self::Exhausted(_))
+            }
+
+            /// Whether this end is in use elsewhere; only ends of a queue made by [`spsc`](crate::spsc()) say so.
+            pub fn is_taken(&self) -> bool {
+                matches!(self, Self::Taken(_))
             }
 
             pub(crate) fn from_failure(failure: Failure, value: T) -> Self {
@@ -171,7 +191,8 @@ send_error! {
 send_error! {
     /// Why [`Sender::try_send`](crate::Sender::try_send) did not send. The message is handed back.
     TrySendError {
-        /// There is no room now.
+        /// There is no room now: the queue has as many messages as its capacity, or its byte budget has too little left for
+        /// this one.
         Full, is_full, "the queue is full";
     }
 }
@@ -179,7 +200,7 @@ send_error! {
 send_error! {
     /// Why [`Sender::send_timeout`](crate::Sender::send_timeout) did not send. The message is handed back.
     SendTimeoutError {
-        /// There was no room before the deadline.
+        /// There was no room before the deadline, neither in the queue nor, for this message, in its byte budget.
         Timeout, is_timeout, "the queue stayed full until the deadline";
     }
 }
@@ -253,6 +274,11 @@ impl<T> SendBatchError<T> {
     /// Whether this process was forked after it had got the handle, and cannot attach to the queue by itself.
     pub fn is_forked(&self) -> bool {
         matches!(self.halt, Halt::Failed(Failure::Forked))
+    }
+
+    /// Whether the queue has carried as many messages as it can number.
+    pub fn is_exhausted(&self) -> bool {
+        matches!(self.halt, Halt::Failed(Failure::Exhausted))
     }
 
     /// Whether this end is in use elsewhere; only ends of a queue made by [`spsc`](crate::spsc()) say so.
