@@ -308,6 +308,13 @@ impl Held<'_> {
         self.bulky.as_ref().map_or(0, |bulky| bulky.len)
     }
 
+    /// Shortens the message; its memory stays.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        if let Some(bulky) = &mut self.bulky {
+            bulky.len = bulky.len.min(len);
+        }
+    }
+
     /// Whether this is the process that has the message in hand.
     pub(crate) fn is_here(&self) -> bool {
         self.stamp.check().is_ok()

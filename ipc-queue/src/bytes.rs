@@ -7,21 +7,21 @@
 //! As in [`bulk`](crate::bulk): the memory of a message in hand is this process's, and stays mapped while its handle lives.
 #![allow(unsafe_code)]
 
+mod receive;
+
+pub use receive::{BytesIter, BytesTryIter};
+
 use crate::bulk::{Held, PREFIX, Reference};
 use crate::end::{End, Shape};
-use crate::error::{
-    DecodeError, RecvError, RecvTimeoutError, SendError, SendTimeoutError, TryRecvError, TrySendError,
-};
-use crate::error::{Dry, Failure};
+use crate::error::{Failure, SendError, SendTimeoutError, TrySendError};
 use crate::layout::{self, Side};
 use crate::pollable::pollable;
-use crate::receiver::nothing;
 use crate::sender::Unsent;
-use crate::wait::{Patience, Stop};
+use crate::wait::{Patience, forever};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The payload of a slot.
 pub(crate) const PAYLOAD: usize = PREFIX + Reference::LEN;
@@ -99,20 +99,32 @@ impl BytesSender {
         Self { end }
     }
 
-    /// Takes memory for a message of `len` bytes. Blocks while the byte budget has no room for it; woken as
-    /// [`Sender::send`](crate::Sender::send).
+    /// Takes memory for a message of `len` bytes. Blocks while the byte budget has no room for it; woken when memory is
+    /// freed, or when the last receiver is gone, as [`Sender::send`](crate::Sender::send).
     ///
     /// # Errors
     ///
-    /// [`SendError`]: no receiver is left, the queue was closed, `len` is more than the whole byte budget, the machine has no memory for it.
+    /// [`SendError`]: no receiver is left, the queue was closed, `len` is more than the whole byte budget, the machine has no
+    /// memory for it, or this is a forked child that cannot attach.
+    ///
+    /// # If the peer dies
+    ///
+    /// What a dead process had in hand (granted, or received in place) is found and freed here when it is needed.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (tx, rx) = ipc_queue::bounded_bytes(4)?;
+    /// let mut grant = tx.reserve(1 << 20)?;
+    /// grant.fill(7);                            // written in place
+    /// grant.commit()?;
+    /// assert_eq!(rx.recv_ref()?[1000], 7);      // and read in place
+    /// # Ok(()) }
+    /// ```
     pub fn reserve(&self, len: usize) -> Result<Grant<'_>, SendError<()>> {
-        loop {
-            match self.grant(len, Patience::Forever) {
-                Ok(grant) => return Ok(grant),
-                Err(Unsent::Failed(failure)) => return Err(SendError::from_failure(failure, ())),
-                Err(Unsent::Late) => {}
-            }
-        }
+        forever(|patience| self.grant(len, patience).map_err(Unsent::failure))
+            .map_err(|failure| SendError::from_failure(failure, ()))
     }
 
     /// Takes memory for a message if there is some now. Never blocks.
@@ -120,11 +132,22 @@ impl BytesSender {
     /// # Errors
     ///
     /// [`TrySendError::Full`] if the byte budget has no room, or what [`BytesSender::reserve`] fails for.
+    ///
+    /// # If the peer dies
+    ///
+    /// As [`BytesSender::reserve`]; after a death one call may take long, as [`Sender::try_send`](crate::Sender::try_send).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (tx, _rx) = ipc_queue::bytes_builder().byte_budget(1 << 20).build()?;
+    /// let all = tx.try_reserve(1 << 20)?;
+    /// assert!(tx.try_reserve(1).unwrap_err().is_full());
+    /// # Ok(()) }
+    /// ```
     pub fn try_reserve(&self, len: usize) -> Result<Grant<'_>, TrySendError<()>> {
-        self.grant(len, Patience::None).map_err(|unsent| match unsent {
-            Unsent::Late => TrySendError::Full(()),
-            Unsent::Failed(failure) => TrySendError::from_failure(failure, ()),
-        })
+        self.grant(len, Patience::None).map_err(|unsent| late(unsent, ()))
     }
 
     /// Takes memory for a message. Blocks as [`BytesSender::reserve`], up to `timeout`.
@@ -132,11 +155,25 @@ impl BytesSender {
     /// # Errors
     ///
     /// [`SendTimeoutError::Timeout`], or what [`BytesSender::reserve`] fails for.
+    ///
+    /// # If the peer dies
+    ///
+    /// As [`BytesSender::reserve`].
     pub fn reserve_timeout(&self, len: usize, timeout: Duration) -> Result<Grant<'_>, SendTimeoutError<()>> {
-        self.grant(len, Patience::For(timeout)).map_err(|unsent| match unsent {
-            Unsent::Late => SendTimeoutError::Timeout(()),
-            Unsent::Failed(failure) => SendTimeoutError::from_failure(failure, ()),
-        })
+        self.grant(len, Patience::For(timeout)).map_err(|unsent| too_late(unsent, ()))
+    }
+
+    /// Takes memory for a message. Blocks as [`BytesSender::reserve`], until `deadline`.
+    ///
+    /// # Errors
+    ///
+    /// As [`BytesSender::reserve_timeout`].
+    ///
+    /// # If the peer dies
+    ///
+    /// As [`BytesSender::reserve`].
+    pub fn reserve_until(&self, len: usize, deadline: Instant) -> Result<Grant<'_>, SendTimeoutError<()>> {
+        self.grant(len, Patience::Until(deadline)).map_err(|unsent| too_late(unsent, ()))
     }
 
     /// Sends a copy of the bytes. Blocks while the queue or its byte budget is full; woken as
@@ -144,39 +181,63 @@ impl BytesSender {
     ///
     /// # Errors
     ///
-    /// As [`BytesSender::reserve`].
+    /// As [`BytesSender::reserve`], or the queue has carried as many messages as it can number.
+    ///
+    /// # If the peer dies
+    ///
+    /// As [`BytesSender::reserve`]. A sender that dies in here has sent the message whole or not at all.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (tx, rx) = ipc_queue::bounded_bytes(4)?;
+    /// tx.send(b"a line")?;
+    /// assert_eq!(rx.recv()?, b"a line");
+    /// # Ok(()) }
+    /// ```
     pub fn send(&self, bytes: &[u8]) -> Result<(), SendError<()>> {
-        loop {
-            match self.offer(bytes, Patience::Forever) {
-                Ok(()) => return Ok(()),
-                Err(Unsent::Failed(failure)) => return Err(SendError::from_failure(failure, ())),
-                Err(Unsent::Late) => {}
-            }
-        }
+        forever(|patience| self.offer(bytes, patience).map_err(Unsent::failure))
+            .map_err(|failure| SendError::from_failure(failure, ()))
     }
 
     /// Sends a copy of the bytes if there is room now. Never blocks.
     ///
     /// # Errors
     ///
-    /// [`TrySendError::Full`], or what [`BytesSender::reserve`] fails for.
+    /// [`TrySendError::Full`] if the queue or its byte budget is full, or what [`BytesSender::send`] fails for.
+    ///
+    /// # If the peer dies
+    ///
+    /// As [`BytesSender::try_reserve`] and [`BytesSender::send`].
     pub fn try_send(&self, bytes: &[u8]) -> Result<(), TrySendError<()>> {
-        self.offer(bytes, Patience::None).map_err(|unsent| match unsent {
-            Unsent::Late => TrySendError::Full(()),
-            Unsent::Failed(failure) => TrySendError::from_failure(failure, ()),
-        })
+        self.offer(bytes, Patience::None).map_err(|unsent| late(unsent, ()))
     }
 
     /// Sends a copy of the bytes. Blocks as [`BytesSender::send`], up to `timeout`.
     ///
     /// # Errors
     ///
-    /// [`SendTimeoutError::Timeout`], or what [`BytesSender::reserve`] fails for.
+    /// [`SendTimeoutError::Timeout`], or what [`BytesSender::send`] fails for.
+    ///
+    /// # If the peer dies
+    ///
+    /// As [`BytesSender::send`].
     pub fn send_timeout(&self, bytes: &[u8], timeout: Duration) -> Result<(), SendTimeoutError<()>> {
-        self.offer(bytes, Patience::For(timeout)).map_err(|unsent| match unsent {
-            Unsent::Late => SendTimeoutError::Timeout(()),
-            Unsent::Failed(failure) => SendTimeoutError::from_failure(failure, ()),
-        })
+        self.offer(bytes, Patience::For(timeout)).map_err(|unsent| too_late(unsent, ()))
+    }
+
+    /// Sends a copy of the bytes. Blocks as [`BytesSender::send`], until `deadline`.
+    ///
+    /// # Errors
+    ///
+    /// As [`BytesSender::send_timeout`].
+    ///
+    /// # If the peer dies
+    ///
+    /// As [`BytesSender::send`].
+    pub fn send_until(&self, bytes: &[u8], deadline: Instant) -> Result<(), SendTimeoutError<()>> {
+        self.offer(bytes, Patience::Until(deadline)).map_err(|unsent| too_late(unsent, ()))
     }
 
     fn offer(&self, bytes: &[u8], patience: Patience) -> Result<(), Unsent> {
@@ -197,47 +258,116 @@ impl BytesSender {
     }
 }
 
-impl<'q> Grant<'q> {
+/// The error of an attempt without patience.
+fn late<T>(unsent: Unsent, value: T) -> TrySendError<T> {
+    match unsent {
+        Unsent::Late => TrySendError::Full(value),
+        Unsent::Failed(failure) => TrySendError::from_failure(failure, value),
+    }
+}
+
+/// The error of an attempt with patience.
+fn too_late<T>(unsent: Unsent, value: T) -> SendTimeoutError<T> {
+    match unsent {
+        Unsent::Late => SendTimeoutError::Timeout(value),
+        Unsent::Failed(failure) => SendTimeoutError::from_failure(failure, value),
+    }
+}
+
+impl Grant<'_> {
+    /// Shortens the message to its first `len` bytes, for whoever reserved before the length was known. As
+    /// [`Vec::truncate`]: no effect if there are no more. The memory behind them comes back with that of the message.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::io::Read;
+    ///
+    /// let (tx, rx) = ipc_queue::bounded_bytes(4)?;
+    /// let mut source = &b"fewer than expected"[..];
+    /// let mut grant = tx.reserve(65_536)?;
+    /// let len = source.read(&mut grant)?;
+    /// grant.truncate(len);
+    /// grant.commit()?;
+    /// assert_eq!(rx.recv()?, b"fewer than expected");
+    /// # Ok(()) }
+    /// ```
+    pub fn truncate(&mut self, len: usize) {
+        self.held.truncate(len);
+    }
+
     /// Sends the message. Blocks while the queue has as many as its capacity; woken as
     /// [`Sender::send`](crate::Sender::send).
     ///
     /// # Errors
     ///
-    /// [`SendError`]: no receiver is left, or the queue was closed. The grant is dropped then; [`Grant::commit_timeout`] would hand it back.
+    /// [`SendError`]: no receiver is left, the queue was closed, it has carried as many messages as it can number, or this is a
+    /// child that was forked after the memory was reserved ([`SendError::Forked`]: the grant is its parent's). The grant is
+    /// dropped then; [`Grant::commit_timeout`] would hand it back.
+    ///
+    /// # If the peer dies
+    ///
+    /// A sender that dies in here has sent the message whole or not at all.
+    ///
+    /// # Examples
+    ///
+    /// See [`BytesSender::reserve`].
     pub fn commit(mut self) -> Result<(), SendError<()>> {
-        loop {
-            match self.push(Patience::Forever) {
-                Ok(()) => return Ok(()),
-                Err(Unsent::Failed(failure)) => return Err(SendError::from_failure(failure, ())),
-                Err(Unsent::Late) => {}
-            }
-        }
+        forever(|patience| self.push(patience).map_err(Unsent::failure))
+            .map_err(|failure| SendError::from_failure(failure, ()))
     }
 
     /// Sends the message if the queue has room now. Never blocks.
     ///
     /// # Errors
     ///
-    /// [`TrySendError`] with the grant: the queue is full or closed, or no receiver is left.
+    /// [`TrySendError`] with the grant: the queue is full, or what [`Grant::commit`] fails for.
+    ///
+    /// # If the peer dies
+    ///
+    /// As [`Grant::commit`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (tx, rx) = ipc_queue::bounded_bytes(1)?;
+    /// tx.send(b"first")?;
+    /// let grant = tx.reserve(6)?;
+    /// let grant = grant.try_commit().unwrap_err().into_inner();    // full: not lost
+    /// rx.recv()?;
+    /// grant.commit()?;
+    /// # Ok(()) }
+    /// ```
     pub fn try_commit(mut self) -> Result<(), TrySendError<Self>> {
-        match self.push(Patience::None) {
-            Ok(()) => Ok(()),
-            Err(Unsent::Late) => Err(TrySendError::Full(self)),
-            Err(Unsent::Failed(failure)) => Err(TrySendError::from_failure(failure, self)),
-        }
+        self.push(Patience::None).map_err(|unsent| late(unsent, self))
     }
 
     /// Sends the message. Blocks as [`Grant::commit`], up to `timeout`.
     ///
     /// # Errors
     ///
-    /// [`SendTimeoutError`] with the grant: the queue stayed full or is closed, or no receiver is left.
+    /// [`SendTimeoutError`] with the grant: the queue stayed full, or what [`Grant::commit`] fails for.
+    ///
+    /// # If the peer dies
+    ///
+    /// As [`Grant::commit`].
     pub fn commit_timeout(mut self, timeout: Duration) -> Result<(), SendTimeoutError<Self>> {
-        match self.push(Patience::For(timeout)) {
-            Ok(()) => Ok(()),
-            Err(Unsent::Late) => Err(SendTimeoutError::Timeout(self)),
-            Err(Unsent::Failed(failure)) => Err(SendTimeoutError::from_failure(failure, self)),
-        }
+        self.push(Patience::For(timeout)).map_err(|unsent| too_late(unsent, self))
+    }
+
+    /// Sends the message. Blocks as [`Grant::commit`], until `deadline`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Grant::commit_timeout`].
+    ///
+    /// # If the peer dies
+    ///
+    /// As [`Grant::commit`].
+    pub fn commit_until(mut self, deadline: Instant) -> Result<(), SendTimeoutError<Self>> {
+        self.push(Patience::Until(deadline)).map_err(|unsent| too_late(unsent, self))
     }
 
     fn push(&mut self, patience: Patience) -> Result<(), Unsent> {
@@ -269,99 +399,6 @@ impl DerefMut for Grant<'_> {
     }
 }
 
-impl Deref for BytesRef<'_> {
-    type Target = [u8];
-
-    #[inline]
-    fn deref(&self) -> &[u8] {
-        // SAFETY: the run is this process's until the drop, and the slice borrows the message.
-        unsafe { std::slice::from_raw_parts(self.held.memory().as_ptr(), self.held.len()) }
-    }
-}
-
-impl BytesReceiver {
-    pub(crate) fn new(end: End) -> Self {
-        Self { end }
-    }
-
-    /// Receives a message in place. Blocks while the queue is empty; woken as [`Receiver::recv`](crate::Receiver::recv).
-    ///
-    /// # Errors
-    ///
-    /// As [`Receiver::recv`](crate::Receiver::recv).
-    pub fn recv_ref(&self) -> Result<BytesRef<'_>, RecvError> {
-        loop {
-            match self.take(Patience::Forever) {
-                Ok(message) => return Ok(message?),
-                Err(Some(dry)) => return Err(dry.into()),
-                Err(None) => {}
-            }
-        }
-    }
-
-    /// Receives a message in place if one is there now. Never blocks.
-    ///
-    /// # Errors
-    ///
-    /// [`TryRecvError::Empty`], or what [`BytesReceiver::recv_ref`] fails for.
-    pub fn try_recv_ref(&self) -> Result<BytesRef<'_>, TryRecvError> {
-        match self.take(Patience::None) {
-            Ok(message) => Ok(message?),
-            Err(dry) => Err(dry.map_or(TryRecvError::Empty, TryRecvError::from)),
-        }
-    }
-
-    /// Receives a message in place. Blocks as [`BytesReceiver::recv_ref`], up to `timeout`.
-    ///
-    /// # Errors
-    ///
-    /// [`RecvTimeoutError::Timeout`], or what [`BytesReceiver::recv_ref`] fails for.
-    pub fn recv_ref_timeout(&self, timeout: Duration) -> Result<BytesRef<'_>, RecvTimeoutError> {
-        match self.take(Patience::For(timeout)) {
-            Ok(message) => Ok(message?),
-            Err(dry) => Err(dry.map_or(RecvTimeoutError::Timeout, RecvTimeoutError::from)),
-        }
-    }
-
-    /// Receives a private copy of a message. Blocks as [`BytesReceiver::recv_ref`].
-    ///
-    /// # Errors
-    ///
-    /// As [`BytesReceiver::recv_ref`].
-    pub fn recv(&self) -> Result<Vec<u8>, RecvError> {
-        self.recv_ref().map(|message| message.held.copy())
-    }
-
-    /// Receives a private copy of a message if one is there now. Never blocks.
-    ///
-    /// # Errors
-    ///
-    /// As [`BytesReceiver::try_recv_ref`].
-    pub fn try_recv(&self) -> Result<Vec<u8>, TryRecvError> {
-        self.try_recv_ref().map(|message| message.held.copy())
-    }
-
-    /// Receives a private copy of a message. Blocks as [`BytesReceiver::recv_ref`], up to `timeout`.
-    ///
-    /// # Errors
-    ///
-    /// As [`BytesReceiver::recv_ref_timeout`].
-    pub fn recv_timeout(&self, timeout: Duration) -> Result<Vec<u8>, RecvTimeoutError> {
-        self.recv_ref_timeout(timeout).map(|message| message.held.copy())
-    }
-
-    fn take(&self, patience: Patience) -> Result<Result<BytesRef<'_>, DecodeError>, Option<Dry>> {
-        let taken = self.end.check().map_err(Stop::from).and_then(|()| {
-            let attempt = || self.end.pop_bulky();
-            attempt().or_else(|miss| self.end.retry(miss, patience, attempt))
-        });
-        let bulky = taken.map_err(nothing)?;
-        self.end.done(1);
-        let held = bulky.map(|bulky| self.end.hold(bulky));
-        Ok(held.map(|held| BytesRef { held }).ok_or_else(DecodeError::reference))
-    }
-}
-
 /// What both ends have in common.
 macro_rules! common {
     ($name:ident, $side:expr) => {
@@ -377,7 +414,8 @@ macro_rules! common {
                 self.len() == 0
             }
 
-            /// Whether the queue has as many messages as its capacity. May be stale at once.
+            /// Whether the queue has as many messages as its capacity. The byte budget is another bound: while this says
+            /// `false`, there may be no memory for a message. May be stale at once.
             pub fn is_full(&self) -> bool {
                 self.len() >= self.capacity()
             }
@@ -430,12 +468,6 @@ common!(BytesReceiver, Side::Receiver);
 impl fmt::Debug for Grant<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Grant").field("len", &self.held.len()).finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for BytesRef<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BytesRef").field("len", &self.held.len()).finish_non_exhaustive()
     }
 }
 

@@ -71,14 +71,14 @@ mod handles {
     pub use crate::builder::{
         Builder, BytesBuilder, LeaseBuilder, bounded, bounded_bytes, bounded_plain, builder, bytes_builder,
     };
-    pub use crate::bytes::{BytesReceiver, BytesRef, BytesSender, Grant};
+    pub use crate::bytes::{BytesIter, BytesReceiver, BytesRef, BytesSender, BytesTryIter, Grant};
     pub use crate::codec::{Custom, Format, Postcard, Verbatim};
     pub use crate::error::{
         DecodeError, EncodeError, Error, RecvBatchError, RecvError, RecvTimeoutError, SendBatchError,
         SendError, SendTimeoutError, TryRecvError, TrySendError,
     };
     pub use crate::lease::{DrainError, Lease, LeaseReceiver, LeaseSender, Leases, TryLeases};
-    pub use crate::receiver::{IntoIter, Iter, PlainReceiver, Receiver, TryIter};
+    pub use crate::receiver::{Drain, IntoIter, Iter, PlainReceiver, Receiver, TryIter};
     pub use crate::sender::{PlainSender, Sender};
     pub use crate::spsc::{Consumer, PlainConsumer, PlainProducer, Producer, spsc, spsc_plain};
 }

@@ -1,15 +1,18 @@
 //! The receiving end.
 
+mod iter;
+
+pub use iter::{Drain, IntoIter, Iter, TryIter};
+
 use crate::codec::{Format, Postcard, Verbatim};
 use crate::end::{End, Shape};
 use crate::error::{DecodeError, Dry, RecvBatchError, RecvError, RecvTimeoutError, TryRecvError};
 use crate::layout::Side;
 use crate::pollable::pollable;
 use crate::ring::MAX_SPAN;
-use crate::wait::{Patience, Stop};
+use crate::wait::{Patience, Stop, forever};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
-use std::iter::FusedIterator;
 use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
@@ -106,16 +109,8 @@ impl<T, C: Format<T>> Receiver<T, C> {
     #[inline]
     pub fn recv(&self) -> Result<T, RecvError> {
         let mut message = C::blank();
-        loop {
-            match self.take(&mut message, Patience::Forever) {
-                Ok(()) => return self.open(&mut message).map_err(RecvError::from),
-                Err(stop) => {
-                    if let Some(dry) = nothing(stop) {
-                        return Err(dry.into());
-                    }
-                }
-            }
-        }
+        forever(|patience| self.take(&mut message, patience).map_err(nothing))?;
+        self.open(&mut message).map_err(RecvError::from)
     }
 
     /// Receives a message if one is there now. Never blocks, unless the message has handles: they are fetched from the
@@ -214,11 +209,7 @@ impl<T, C: Format<T>> Receiver<T, C> {
     /// # Ok(()) }
     /// ```
     pub fn recv_batch(&self, max: usize) -> Result<Vec<T>, RecvBatchError<T>> {
-        loop {
-            if let Some(received) = self.take_batch(max, Patience::Forever)? {
-                return Ok(received);
-            }
-        }
+        forever(|patience| self.take_batch(max, patience).map_err(Some)?.ok_or(None))
     }
 
     /// Receives up to `max` messages that are there now, none if there are none. Never blocks,
@@ -305,6 +296,28 @@ impl<T, C: Format<T>> Receiver<T, C> {
         value
     }
 
+    /// Messages of one step, with all its waiting; without patience, only what the ring has at once.
+    #[inline(always)]
+    fn take_step(&self, messages: &mut [C::Message], patience: Option<Patience>) -> Result<usize, Stop> {
+        let mut attempt = || self.end.pop_batch::<T, C>(messages);
+        let taken = match (attempt(), patience) {
+            (Ok(taken), _) => taken,
+            (Err(_), None) => return Err(Stop::Late),
+            (Err(miss), Some(patience)) => self.end.retry(miss, patience, attempt)?,
+        };
+        self.end.done(taken);
+        Ok(taken)
+    }
+
+    /// Decodes messages that were taken.
+    #[inline(always)]
+    fn open_all(&self, messages: &mut [C::Message], mut each: impl FnMut(Result<T, DecodeError>)) {
+        let mut unopened = Unopened::<T, C> { end: &self.end, messages };
+        while let Some(message) = unopened.next() {
+            each(self.open(message));
+        }
+    }
+
     /// Up to `max` messages; `None` if patience ran out before the first.
     fn take_batch(&self, max: usize, patience: Patience) -> Result<Option<Vec<T>>, RecvBatchError<T>> {
         self.end.check().map_err(|_| Dry::Forked)?;
@@ -314,28 +327,16 @@ impl<T, C: Format<T>> Receiver<T, C> {
         loop {
             let wanted = max - received.len() - failed.len();
             messages.resize_with(wanted.min(span), C::blank);
-            let taken = self.end.pop_batch::<T, C>(&mut messages);
             let first = received.is_empty() && failed.is_empty();
-            let taken = match taken {
-                Err(miss) if first => {
-                    let attempt = || self.end.pop_batch::<T, C>(&mut messages);
-                    match self.end.retry(miss, patience, attempt) {
-                        Ok(taken) => taken,
-                        Err(stop) => return nothing(stop).map_or(Ok(None), |dry| Err(dry.into())),
-                    }
-                }
+            let taken = match self.take_step(&mut messages, first.then_some(patience)) {
+                Err(stop) if first => return nothing(stop).map_or(Ok(None), |dry| Err(dry.into())),
                 Err(_) | Ok(0) => break,
                 Ok(taken) => taken,
             };
-            self.end.done(taken);
-            let mut unopened = Unopened::<T, C> { end: &self.end, messages: &mut messages[..taken] };
-            while let Some(message) = unopened.next() {
-                match self.open(message) {
-                    Ok(value) => received.push(value),
-                    Err(error) => failed.push(error),
-                }
-            }
-            drop(unopened);
+            self.open_all(&mut messages[..taken], |message| match message {
+                Ok(value) => received.push(value),
+                Err(error) => failed.push(error),
+            });
             if taken < messages.len() {
                 break;
             }
@@ -364,6 +365,34 @@ impl<T, C: Format<T>> Receiver<T, C> {
     /// the queue is empty. A message that does not decode is an `Err` item, and the iteration goes on.
     pub fn try_iter(&self) -> TryIter<'_, T, C> {
         TryIter { receiver: self }
+    }
+
+    /// Empties the queue of what is in it now: the messages that are there at the call, taken up to 64 with one step. Never
+    /// blocks, unless a message has handles (see [`Receiver::try_recv`]). A message that does not decode is an `Err` item, and the
+    /// iteration goes on.
+    ///
+    /// It differs from [`Receiver::try_iter`] in two ways. It ends, however fast others send: after as many messages as the
+    /// queue has at the call, or earlier if others take some or one is not published yet. And it takes messages ahead: those
+    /// that were taken and not handed out yet are dropped with the iterator, up to 63. Who may stop in between wants `try_iter`.
+    ///
+    /// # If the peer dies
+    ///
+    /// As [`Receiver::try_recv`]; a receiver that dies in here takes the messages of one step with it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (tx, rx) = ipc_queue::bounded::<u32>(4)?;
+    /// tx.send_batch([1, 2, 3])?;
+    /// for number in rx.drain() {
+    ///     tx.send(number? + 10)?;               // for the next time
+    /// }
+    /// assert_eq!(rx.drain().collect::<Result<Vec<_>, _>>()?, [11, 12, 13]);
+    /// # Ok(()) }
+    /// ```
+    pub fn drain(&self) -> Drain<'_, T, C> {
+        Drain::new(self)
     }
 }
 
@@ -515,88 +544,6 @@ impl<T, C: Format<T>> Serialize for Receiver<T, C> {
 impl<'de, T, C: Format<T>> Deserialize<'de> for Receiver<T, C> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         End::deserialize(deserializer, &Shape::of::<T, C>(), Side::Receiver).map(Self::new)
-    }
-}
-
-/// The messages of a receiver until disconnect; see [`Receiver::iter`].
-#[derive(Debug)]
-pub struct Iter<'a, T, C: Format<T> = Postcard> {
-    receiver: &'a Receiver<T, C>,
-    ended: bool,
-}
-
-/// The messages that are there; see [`Receiver::try_iter`].
-#[derive(Debug)]
-pub struct TryIter<'a, T, C: Format<T> = Postcard> {
-    receiver: &'a Receiver<T, C>,
-}
-
-/// The messages of a receiver until disconnect, owning it.
-#[derive(Debug)]
-pub struct IntoIter<T, C: Format<T> = Postcard> {
-    receiver: Receiver<T, C>,
-    ended: bool,
-}
-
-fn next<T, C: Format<T>>(receiver: &Receiver<T, C>, ended: &mut bool) -> Option<Result<T, RecvError>> {
-    if *ended {
-        return None;
-    }
-    let item = receiver.recv();
-    *ended = !matches!(item, Ok(_) | Err(RecvError::Decode(_)));
-    match item {
-        Err(RecvError::Disconnected | RecvError::Closed) => None,
-        item => Some(item),
-    }
-}
-
-impl<T, C: Format<T>> Iterator for Iter<'_, T, C> {
-    type Item = Result<T, RecvError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        next(self.receiver, &mut self.ended)
-    }
-}
-
-impl<T, C: Format<T>> FusedIterator for Iter<'_, T, C> {}
-
-impl<T, C: Format<T>> Iterator for IntoIter<T, C> {
-    type Item = Result<T, RecvError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        next(&self.receiver, &mut self.ended)
-    }
-}
-
-impl<T, C: Format<T>> FusedIterator for IntoIter<T, C> {}
-
-impl<T, C: Format<T>> Iterator for TryIter<'_, T, C> {
-    type Item = Result<T, RecvError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        match self.receiver.try_recv() {
-            Ok(value) => Some(Ok(value)),
-            Err(TryRecvError::Decode(error)) => Some(Err(error.into())),
-            Err(_) => None,
-        }
-    }
-}
-
-impl<'a, T, C: Format<T>> IntoIterator for &'a Receiver<T, C> {
-    type Item = Result<T, RecvError>;
-    type IntoIter = Iter<'a, T, C>;
-
-    fn into_iter(self) -> Iter<'a, T, C> {
-        self.iter()
-    }
-}
-
-impl<T, C: Format<T>> IntoIterator for Receiver<T, C> {
-    type Item = Result<T, RecvError>;
-    type IntoIter = IntoIter<T, C>;
-
-    fn into_iter(self) -> IntoIter<T, C> {
-        IntoIter { receiver: self, ended: false }
     }
 }
 

@@ -7,7 +7,7 @@ use crate::error::{Failure, Halt, SendBatchError, SendError, SendTimeoutError, T
 use crate::layout::Side;
 use crate::pollable::pollable;
 use crate::ring::MAX_SPAN;
-use crate::wait::{Patience, Stop};
+use crate::wait::{Patience, Stop, forever};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::marker::PhantomData;
@@ -58,6 +58,17 @@ pub(crate) enum Unsent {
     Failed(Failure),
 }
 
+impl Unsent {
+    /// `None` if patience ran out.
+    #[inline(always)]
+    pub(crate) fn failure(self) -> Option<Failure> {
+        match self {
+            Self::Late => None,
+            Self::Failed(failure) => Some(failure),
+        }
+    }
+}
+
 impl From<Denied> for Unsent {
     fn from(denied: Denied) -> Self {
         match denied {
@@ -106,13 +117,8 @@ impl<T, C: Format<T>> Sender<T, C> {
     /// ```
     #[inline]
     pub fn send(&self, value: T) -> Result<(), SendError<T>> {
-        loop {
-            match self.offer(&value, Patience::Forever) {
-                Ok(()) => return Ok(()),
-                Err(Unsent::Failed(failure)) => return Err(SendError::from_failure(failure, value)),
-                Err(Unsent::Late) => {}
-            }
-        }
+        forever(|patience| self.offer(&value, patience).map_err(Unsent::failure))
+            .map_err(|failure| SendError::from_failure(failure, value))
     }
 
     /// Sends a message if there is room now. Never blocks; lock-free.

@@ -27,6 +27,18 @@ impl Patience {
     }
 }
 
+/// Repeats an operation until it has succeeded or failed. `None` for an error: patience ran out, which it never should.
+#[inline(always)]
+pub(crate) fn forever<R, E>(mut attempt: impl FnMut(Patience) -> Result<R, Option<E>>) -> Result<R, E> {
+    loop {
+        match attempt(Patience::Forever) {
+            Ok(done) => return Ok(done),
+            Err(Some(error)) => return Err(error),
+            Err(None) => {}
+        }
+    }
+}
+
 /// Why an operation ended without success.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stop {

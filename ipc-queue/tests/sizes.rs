@@ -9,7 +9,7 @@ use ipc_queue::{
     BytesReceiver, BytesSender, Receiver, Sender, bounded, bounded_bytes, builder, bytes_builder,
 };
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const MIB: usize = 1 << 20;
 const SHORT: Duration = Duration::from_millis(20);
@@ -240,6 +240,63 @@ fn a_grant_comes_back_from_a_full_queue() {
     assert_eq!(rx.recv().expect("received"), b"first");
     grant.commit().expect("room");
     assert_eq!(&*rx.recv_ref().expect("received"), b"second");
+}
+
+#[test]
+fn a_grant_may_be_committed_shorter_than_it_was_reserved() {
+    let (tx, rx) = bytes_builder().capacity(2).byte_budget(MIB).build().expect("a queue");
+    for len in [0, 1, 70_000, MIB, MIB + 1] {
+        let mut grant = tx.try_reserve(MIB).expect("all is free again");
+        grant.copy_from_slice(&pattern(MIB, len));
+        grant.truncate(len);
+        assert_eq!(grant.len(), len.min(MIB));
+        grant.commit().expect("sent");
+        assert_eq!(rx.try_recv().expect("received"), pattern(len.min(MIB), len));
+    }
+}
+
+#[test]
+fn a_shortened_grant_that_is_dropped_gives_all_of_its_memory_back() {
+    let (tx, _rx) = bytes_builder().capacity(2).byte_budget(MIB).build().expect("a queue");
+    let mut grant = tx.try_reserve(MIB).expect("all is free");
+    grant.truncate(1);
+    drop(grant);
+    assert_eq!(tx.try_reserve(MIB).expect("all is free").len(), MIB);
+}
+
+#[test]
+fn operations_on_bytes_have_deadlines() {
+    let _dog = watchdog();
+    let past = Instant::now();
+    let (tx, rx) = bytes_builder().capacity(1).byte_budget(MIB).build().expect("a queue");
+    assert!(rx.recv_until(past).expect_err("empty").is_timeout());
+    assert!(rx.recv_ref_until(Instant::now() + SHORT).expect_err("empty").is_timeout());
+    tx.send_until(b"first", past).expect("there is room");
+    assert!(tx.send_until(b"second", past).expect_err("full").is_timeout());
+    let grant = tx.reserve_until(MIB / 2, past).expect("there is memory");
+    assert!(tx.reserve_until(MIB, Instant::now() + SHORT).expect_err("half is taken").is_timeout());
+    let grant = grant.commit_until(past).expect_err("full").into_inner();
+    assert_eq!(rx.recv_until(past).expect("it is there"), b"first");
+    grant.commit_until(past).expect("there is room");
+    assert_eq!(rx.recv_ref_until(past).expect("it is there").len(), MIB / 2);
+}
+
+#[test]
+fn messages_of_bytes_can_be_iterated() {
+    let _dog = watchdog();
+    let (tx, rx) = bounded_bytes(8).expect("a queue");
+    for len in 1..5 {
+        tx.send(&pattern(len, 0)).expect("sent");
+    }
+    assert_eq!(rx.try_iter().take(2).map(|m| m.expect("received").len()).sum::<usize>(), 3);
+    let sender = std::thread::spawn(move || {
+        std::thread::sleep(SHORT);
+        tx.send(&[7; 5]).expect("sent");
+    });
+    let lengths: Vec<_> = rx.iter().map(|message| message.expect("received").len()).collect();
+    assert_eq!(lengths, [3, 4, 5]);
+    assert_eq!(rx.try_iter().count(), 0);
+    sender.join().expect("fine");
 }
 
 #[test]
