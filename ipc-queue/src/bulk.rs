@@ -403,6 +403,8 @@ impl End {
             attempt().or_else(|_| self.retry_on(&freed.line, miss, patience, attempt))
         });
         let run = claimed.map_err(Denied::Stop)?;
+        // It may be forgotten.
+        self.segment().sweep_at_detach();
         let end = (run.head() + run.len()) as u64;
         // Relaxed: about. A look first, because it seldom rises.
         if freed.high.load(Ordering::Relaxed) < end {
@@ -536,6 +538,8 @@ impl End {
         let bulk = self.bulk.as_ref()?;
         let head = usize::try_from(reference.head).ok()?;
         let run = bulk.chunks().take(self.me(), head, reference.generation.into())?;
+        // It may be forgotten.
+        self.segment().sweep_at_detach();
         match usize::try_from(reference.len) {
             Ok(len) if len <= run.len() * bulk.place.chunk_len => Some(Bulky { run, len }),
             _ => {

@@ -26,6 +26,12 @@ enum Orders {
     Take(Receiver<Vec<u8>>),
     Hold(BytesSender, BytesReceiver),
     Flood(Sender<Vec<u8>>),
+    /// Takes a message and memory for one, forgets both, lets go of the queue, and stays if it is told to.
+    Forget {
+        tx: BytesSender,
+        rx: BytesReceiver,
+        stays: bool,
+    },
 }
 
 #[test]
@@ -43,6 +49,15 @@ fn child() {
             let granted = tx.reserve(MIB).expect("room");
             reporter.report(&(taken.len() + granted.len()));
             std::thread::sleep(Duration::from_secs(3600));
+        }
+        Orders::Forget { tx, rx, stays } => {
+            std::mem::forget(rx.recv_ref().expect("a message"));
+            std::mem::forget(tx.reserve(MIB).expect("room"));
+            drop((tx, rx));
+            reporter.report(&0);
+            if stays {
+                std::thread::sleep(Duration::from_secs(3600));
+            }
         }
         Orders::Flood(tx) => {
             for number in 0.. {
@@ -226,6 +241,25 @@ fn a_grant_that_is_forgotten_keeps_its_memory_and_nothing_else() {
     for number in 0..100_usize {
         tx.try_send(&pattern(MIB / 2, number)).expect("the other half");
         assert_eq!(rx.try_recv().expect("received"), pattern(MIB / 2, number));
+    }
+}
+
+#[test]
+fn what_a_process_has_forgotten_is_free_again_when_it_lets_go_of_the_queue() {
+    let _dog = watchdog();
+    let (tx, rx) = bytes_builder().capacity(4).byte_budget(2 * MIB).build().expect("a queue");
+    for stays in [true, false, true] {
+        tx.send(&pattern(MIB, 1)).expect("sent");
+        let peer = Peer::start(&Orders::Forget { tx: tx.clone(), rx: rx.clone(), stays }, None);
+        assert_eq!(peer.report::<i32>(), Some(0));
+        let peer = if stays {
+            Some(peer)
+        } else {
+            assert!(peer.wait().success());
+            None
+        };
+        assert_eq!(tx.try_reserve(2 * MIB).expect("all is free").len(), 2 * MIB);
+        drop(peer);
     }
 }
 

@@ -25,7 +25,8 @@
 //! After the entry: the index is attached and unlocked, which is what [`Segment::sweep`] looks for. While it
 //! sweeps another: the lock falls, the entry still says attached, the next sweeper repeats. After a sweep's clean-up and
 //! before the entry is freed: likewise (clean-up is idempotent). While it detaches: the entry is freed before the
-//! mapping goes, and a detaching process owns nothing any more.
+//! mapping goes, and a detaching process owns nothing any more, or has swept up after itself before
+//! ([`Segment::sweep_at_detach`]).
 #![allow(unsafe_code)]
 //! # Safety
 //!
@@ -35,12 +36,11 @@
 
 use crate::error::SegmentError;
 use crate::fork::Forked;
-use crate::futex::Futex;
 use crate::mapping::{self, PAGE, SharedMapping};
 use crate::named::Name;
 use crate::owner::Owner;
 use crate::registry::{REGISTRY_LEN, Registry};
-use crate::sync::{AtomicU32, Ordering};
+use crate::sync::{AtomicBool, AtomicU32, Ordering};
 use crate::sys::files::{self, Lock};
 use parking_lot::Mutex;
 use std::fmt;
@@ -53,6 +53,7 @@ mod attached;
 mod header;
 mod inherit;
 mod naming;
+mod sweeping;
 
 #[doc(inline)]
 pub use crate::named;
@@ -60,6 +61,7 @@ pub use crate::named;
 pub(crate) use attached::neighbourhood;
 use header::{Header, read_header, write_header};
 pub(crate) use inherit::Leaving;
+pub use sweeping::sweep_all;
 
 /// The highest participant index; so many processes can be attached at once.
 pub const MAX_PARTICIPANTS: u16 = 1023;
@@ -86,7 +88,8 @@ pub struct Spec {
     pub body_len: usize,
     /// Cleans up what the dead participant owned in the body; `false` if it cannot (the body makes no sense), and the
     /// index stays taken then. Runs under the exclusive right to do so, possibly again after a sweeper died in the
-    /// middle: every step must be idempotent. `fork` waits for it, so it must neither create, attach, sweep nor fork.
+    /// middle: every step must be idempotent. If the process asked for it ([`Segment::sweep_at_detach`]), it runs for its own
+    /// index when it detaches. `fork` waits for it, so it must neither create, attach, sweep nor fork.
     /// It may run before this process has an index of its own: [`Segment::participant`] is then 0, or in a forked child
     /// that attaches again its parent's.
     pub sweep: fn(&Segment, dead: u16) -> bool,
@@ -140,6 +143,8 @@ pub struct Segment {
     layout_hash: u64,
     /// Handles of this process by lane. In private memory, so that a child starts with a copy.
     holds: [AtomicU32; LANES as usize],
+    /// See [`Segment::sweep_at_detach`].
+    leaves_things: AtomicBool,
     /// While forking, and in a child that has not attached again. Locked inside the fork window only.
     inherited: Mutex<Option<inherit::Inherited>>,
     /// Dropped last: the name goes if nobody is attached any more.
@@ -292,6 +297,7 @@ impl Segment {
             kind: header.kind,
             layout_hash: header.layout_hash,
             holds: Default::default(),
+            leaves_things: AtomicBool::new(false),
             inherited: Mutex::new(None),
             name: None,
         };
@@ -391,57 +397,6 @@ impl Segment {
     /// The highest index that was ever taken.
     pub fn participants(&self) -> u16 {
         self.registry().highest()
-    }
-
-    /// Cleans up after every participant that died, and frees its index. Returns how many it swept. Whoever sleeps on a
-    /// lock in the segment is woken to look for a dead owner (see [`crate::deaths`]).
-    ///
-    /// Makes a system call per attached participant. Blocks only for other attaches and sweeps of this process. A dead
-    /// process's lock falls some time after its pidfd or socket shows the death (0.2 ms for a small process,
-    /// 27 ms per GiB): a supervisor sweeps again until it counts what it expects.
-    ///
-    /// # If the peer dies
-    ///
-    /// If another sweeper dies in the middle, this or the next sweep repeats its work.
-    pub fn sweep(&self) -> usize {
-        if self.check().is_err() {
-            return 0;
-        }
-        // One at a time in this process; and no child inherits a sweep in the middle.
-        let _window = crate::fork::window();
-        let registry = self.registry();
-        let swept = (1..=registry.highest())
-            .filter(|&index| registry.is_attached(index) && self.is_dead(index) && self.sweep_one(index))
-            .count();
-        if swept > 0 {
-            registry.announce_death();
-        }
-        swept
-    }
-
-    /// The count that a sweep steps.
-    pub(crate) fn deaths(&self) -> &Futex {
-        self.registry().deaths()
-    }
-
-    /// Sweeps one index if its lock can be had: proof of death and exclusive right in one.
-    fn sweep_one(&self, index: u16) -> bool {
-        let Ok(own) = files::reopen(self.mapping.descriptor()) else {
-            return false;
-        };
-        if !matches!(files::try_lock(own.as_fd(), Lock::Write, index.into()), Ok(true)) {
-            return false;
-        }
-        if !self.registry().is_attached(index) {
-            return false;
-        }
-        crate::crash_point!("segment.sweep.locked");
-        let clean = (self.sweep)(self, index);
-        crate::crash_point!("segment.sweep.cleaned");
-        if clean {
-            self.registry().free(index);
-        }
-        clean
     }
 
     /// Puts memory behind a range of the body, so that touching it later cannot fail.
@@ -593,8 +548,11 @@ impl Drop for Segment {
         attached::retire(self);
         let participant = self.participant();
         if participant != 0 && self.check().is_ok() {
-            // A clean detach owns nothing, so the index needs no sweep. The lock falls with the mapping.
-            self.registry().free(participant);
+            // A clean detach owns nothing, but what was forgotten. Nobody uses the attachment any more, and the lock is held
+            // still: that is the right to sweep. The lock falls with the mapping.
+            if self.sweep_own() {
+                self.registry().free(participant);
+            }
             crate::crash_point!("segment.detach.freed");
         }
     }
@@ -616,22 +574,6 @@ impl Key {
             .map_err(|e| SegmentError::system("reading a segment's identity")(e.into()))?;
         Ok(Self { device: stat.st_dev, inode: stat.st_ino, id })
     }
-}
-
-/// Sweeps every segment that this process is attached to; returns how many dead participants it found in all.
-///
-/// For supervisors: whoever learns of a process's death calls it, so that nobody who waits for what the dead one held has
-/// to find out by itself. Costs a system call per attached participant of each segment; the dead one's locks fall some
-/// time after its death shows, so call it again until nothing is missing.
-///
-/// # Examples
-///
-/// ```
-/// assert_eq!(shm_core::segment::sweep_all(), 0);      // nobody died
-/// ```
-pub fn sweep_all() -> usize {
-    let segments = attached::all(&crate::fork::window());
-    segments.iter().map(|segment| segment.sweep()).sum()
 }
 
 const _: () = assert!(size_of::<Header>() as u64 <= PAGE && BODY_OFFSET % PAGE == 0);
