@@ -136,11 +136,13 @@ pub(crate) struct Leasing {
     next: AtomicUsize,
     /// When this handle last asked who is alive, in microseconds; see `Member::is_due`.
     looked: AtomicU64,
+    /// One more than the count of freed cells at which this handle was needed still, or 0: see `End::is_needed_still`.
+    needed: AtomicU64,
 }
 
 impl Leasing {
     pub(crate) fn new(store: Store) -> Self {
-        Self { store, next: AtomicUsize::new(0), looked: AtomicU64::new(0) }
+        Self { store, next: AtomicUsize::new(0), looked: AtomicU64::new(0), needed: AtomicU64::new(0) }
     }
 
     pub(crate) fn store(&self) -> &Store {
@@ -305,7 +307,23 @@ impl End {
 
     /// Whether the senders are gone or the queue is closed, but something may come back or is still on its way.
     fn is_needed_still(&self) -> bool {
-        self.control().has_ended_for(Side::Receiver) && self.leasing().store.cells().may_bring(self.me())
+        if !self.control().has_ended_for(Side::Receiver) {
+            return false;
+        }
+        let leasing = self.leasing();
+        // SYNC chunk-count: read before the words; pairs with `note_freed`.
+        let mark = u64::from(self.control().freed.0.count.load(Ordering::Acquire)) + 1;
+        // Looking at all cells takes too long for a poll, and as long as none is freed it would be the same. Or almost: that
+        // another thread has something on lease by now is found out by the look at the end of the slice.
+        // Relaxed: a hint of this handle.
+        if leasing.needed.load(Ordering::Relaxed) == mark {
+            return true;
+        }
+        let needed = leasing.store.cells().may_bring(self.me());
+        if needed {
+            leasing.needed.store(mark, Ordering::Relaxed);
+        }
+        needed
     }
 
     /// Takes a message on lease, with all its waiting. `None` in it for a slot that refers to no message.
@@ -331,7 +349,12 @@ impl End {
     /// slot and its lease is in no cell.
     #[cold]
     pub(crate) fn look_after_the_dead(&self) {
-        if self.leasing.as_ref().is_some_and(|leasing| self.is_due(&leasing.looked, LOOK_MICROS)) {
+        let Some(leasing) = &self.leasing else {
+            return;
+        };
+        // Relaxed: a hint of this handle.
+        leasing.needed.store(0, Ordering::Relaxed);
+        if self.is_due(&leasing.looked, LOOK_MICROS) {
             self.segment().sweep();
         }
     }

@@ -9,6 +9,7 @@ use ipc_queue::{
     LeaseReceiver, LeaseSender, Receiver, RecvError, RecvTimeoutError, Sender, bounded, builder,
 };
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc;
@@ -170,6 +171,20 @@ fn a_receiver_waits_for_what_other_processes_have_on_lease() {
     assert_eq!(waiting.report(), Some(true), "woken by the acknowledgement");
     assert!(matches!(rx.recv_lease(), Err(RecvError::Disconnected)));
     assert!(worker.wait().success());
+}
+
+#[test]
+fn a_receiver_that_waits_for_leases_of_others_uses_no_processor() {
+    let _dog = watchdog();
+    let (tx, rx) = builder().capacity(4).at_least_once().unfinished(100_000).build().expect("a queue");
+    tx.send(1).expect("sent");
+    let (_worker, _, _tell) = holder(&rx, 1);
+    drop(tx);
+    let used = || Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).expect("a time");
+    let before = used();
+    assert!(rx.recv_lease_timeout(2 * LOOKS).expect_err("nothing yet").is_timeout());
+    let used = used() - before;
+    assert!(used * 4 < 2 * LOOKS, "{used:?}");
 }
 
 #[test]
