@@ -176,8 +176,9 @@ pub trait Transfer<T> {
     /// `slot` is claimed for reading, and has the payload that belongs to `limit`, for which the message has room.
     unsafe fn load(message: &mut Self::Message, slot: *const u8, limit: usize);
 
-    /// Turns a loaded message into a value; runs the user's code.
-    fn decode(message: &Self::Message, limit: usize) -> Result<T, DecodeError>;
+    /// Turns a loaded message into a value; runs the user's code. The error is the caller's, because a value that passes
+    /// through several types of result is copied from one to the next.
+    fn decode<E: From<DecodeError>>(message: &Self::Message, limit: usize) -> Result<T, E>;
 
     /// As [`Transfer::decode`], for a message with handles, which it waits for.
     fn decode_parcel(message: &Self::Message, limit: usize) -> Result<T, DecodeError> {

@@ -110,7 +110,7 @@ impl<T, C: Format<T>> Receiver<T, C> {
     pub fn recv(&self) -> Result<T, RecvError> {
         let mut message = C::blank();
         forever(|patience| self.take(&mut message, patience).map_err(nothing))?;
-        self.open(&mut message).map_err(RecvError::from)
+        self.open(&mut message)
     }
 
     /// Receives a message if one is there now. Never blocks, unless the message has handles: they are fetched from the
@@ -140,7 +140,7 @@ impl<T, C: Format<T>> Receiver<T, C> {
     pub fn try_recv(&self) -> Result<T, TryRecvError> {
         let mut message = C::blank();
         match self.take(&mut message, Patience::None) {
-            Ok(()) => self.open(&mut message).map_err(TryRecvError::from),
+            Ok(()) => self.open(&mut message),
             Err(stop) => Err(nothing(stop).map_or(TryRecvError::Empty, TryRecvError::from)),
         }
     }
@@ -178,7 +178,7 @@ impl<T, C: Format<T>> Receiver<T, C> {
     fn recv_patiently(&self, patience: Patience) -> Result<T, RecvTimeoutError> {
         let mut message = C::blank();
         match self.take(&mut message, patience) {
-            Ok(()) => self.open(&mut message).map_err(RecvTimeoutError::from),
+            Ok(()) => self.open(&mut message),
             Err(stop) => Err(nothing(stop).map_or(RecvTimeoutError::Timeout, RecvTimeoutError::from)),
         }
     }
@@ -271,9 +271,9 @@ impl<T, C: Format<T>> Receiver<T, C> {
 
     /// Decodes a message that was taken.
     #[inline(always)]
-    fn open(&self, message: &mut C::Message) -> Result<T, DecodeError> {
+    fn open<E: From<DecodeError>>(&self, message: &mut C::Message) -> Result<T, E> {
         if C::is_special(message) {
-            return self.open_special(message);
+            return self.open_special(message).map_err(E::from);
         }
         C::decode(message, self.end.limit())
     }

@@ -42,7 +42,7 @@ pub(super) trait Coder<T> {
     }
 
     /// Reads a value from all of the bytes.
-    fn read(bytes: &[u8]) -> Result<T, DecodeError>;
+    fn read<E: From<DecodeError>>(bytes: &[u8]) -> Result<T, E>;
 
     /// As [`Coder::read`], for what is seldom done.
     fn read_apart(bytes: &[u8]) -> Result<T, DecodeError> {
@@ -108,8 +108,8 @@ macro_rules! travels_in_packets {
             }
 
             #[inline(always)]
-            fn decode(message: &Packet, limit: usize) -> Result<T, DecodeError> {
-                decode::<T, Self>(message, limit)
+            fn decode<E: From<DecodeError>>(message: &Packet, limit: usize) -> Result<T, E> {
+                decode::<T, Self, E>(message, limit)
             }
 
             fn decode_parcel(message: &Packet, limit: usize) -> Result<T, DecodeError> {
@@ -195,9 +195,9 @@ fn encode<'v, T, C: Coder<T>>(
 }
 
 #[inline(always)]
-fn decode<T, C: Coder<T>>(message: &Packet, limit: usize) -> Result<T, DecodeError> {
+fn decode<T, C: Coder<T>, E: From<DecodeError>>(message: &Packet, limit: usize) -> Result<T, E> {
     if message.is_special() || message.claimed_len() > limit || is_receiving() {
-        return decode_apart::<T, C>(message, limit);
+        return decode_apart::<T, C>(message, limit).map_err(E::from);
     }
     C::read(message.bytes())
 }

@@ -36,7 +36,7 @@ impl<T, C: Codec<T>> Coder<T> for Custom<C> {
     }
 
     #[inline]
-    fn read(bytes: &[u8]) -> Result<T, DecodeError> {
-        C::decode(bytes).map_err(|error| DecodeError::codec(bytes, error))
+    fn read<E: From<DecodeError>>(bytes: &[u8]) -> Result<T, E> {
+        C::decode(bytes).map_err(|error| DecodeError::codec(bytes, error).into())
     }
 }

@@ -94,7 +94,7 @@ impl<T: Serialize + DeserializeOwned> Coder<T> for Postcard {
     }
 
     #[inline(always)]
-    fn read(bytes: &[u8]) -> Result<T, DecodeError> {
+    fn read<E: From<DecodeError>>(bytes: &[u8]) -> Result<T, E> {
         whole(bytes, de_flavors::Slice::new(bytes))
     }
 
@@ -105,16 +105,21 @@ impl<T: Serialize + DeserializeOwned> Coder<T> for Postcard {
 
 /// The value that the source has, if it is all of it.
 #[inline(always)]
-fn whole<'b, T, F>(bytes: &'b [u8], source: F) -> Result<T, DecodeError>
+fn whole<'b, T, F, E>(bytes: &'b [u8], source: F) -> Result<T, E>
 where
+    E: From<DecodeError>,
     T: DeserializeOwned,
     F: Source<'b, Remainder = &'b [u8]> + 'b,
 {
     let mut source = postcard::Deserializer::from_flavor(source);
-    let value = T::deserialize(&mut source).map_err(|error| DecodeError::codec(bytes, error))?;
-    match source.finalize() {
-        Ok([]) => Ok(value),
-        Ok(rest) => Err(DecodeError::trailing(bytes, rest.len())),
-        Err(error) => Err(DecodeError::codec(bytes, error)),
+    let value = T::deserialize(&mut source);
+    // Before the value is moved, which is then done once.
+    if value.is_ok() {
+        match source.finalize() {
+            Ok([]) => {}
+            Ok(rest) => return Err(DecodeError::trailing(bytes, rest.len()).into()),
+            Err(error) => return Err(DecodeError::codec(bytes, error).into()),
+        }
     }
+    value.map_err(|error| DecodeError::codec(bytes, error).into())
 }

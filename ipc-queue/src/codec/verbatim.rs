@@ -66,7 +66,7 @@ impl<T: Plain> Transfer<T> for Verbatim {
     }
 
     #[inline(always)]
-    fn decode(message: &Self::Message, _limit: usize) -> Result<T, DecodeError> {
+    fn decode<E: From<DecodeError>>(message: &Self::Message, _limit: usize) -> Result<T, E> {
         // SAFETY: `decode` gets what `load` has filled; a plain value may be copied.
         Ok(unsafe { message.assume_init_read() })
     }
