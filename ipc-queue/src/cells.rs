@@ -165,11 +165,13 @@ pub struct Place(u64);
 
 impl Place {
     /// As a slot has it.
+    #[inline]
     pub fn from_bits(bits: u64) -> Self {
         Self(bits)
     }
 
     /// For a slot.
+    #[inline]
     pub fn bits(self) -> u64 {
         self.0
     }
@@ -202,6 +204,7 @@ impl Cell {
     }
 
     /// This claim of it.
+    #[inline]
     pub fn place(&self) -> Place {
         Place::new(self.index, self.word)
     }
@@ -289,6 +292,7 @@ impl<'m> Cells<'m> {
 
     /// Claims a free cell; `None` if none is, or others were faster each time. Looks at each word once at most. `next` is the
     /// caller's own: where to look first.
+    #[inline]
     pub fn claim(&self, me: u16, next: &AtomicUsize) -> Option<Cell> {
         let count = self.count();
         // Relaxed: a private hint.
@@ -311,6 +315,7 @@ impl<'m> Cells<'m> {
     }
 
     /// Passes the cell to the message with this ticket. Call it between the claim of the ticket's slot and its publication.
+    #[inline]
     pub fn queue(&self, cell: Cell, ticket: u64) {
         // Relaxed: the word is published behind it.
         self.tags[cell.index].store(ticket, Relaxed);
@@ -322,6 +327,7 @@ impl<'m> Cells<'m> {
 
     /// Takes the message that a slot refers to. Call it between the claim of the slot for reading and its release. `None` if
     /// there is no such message: somebody wrote what no sender writes.
+    #[inline]
     pub fn take(&self, me: u16, place: Place) -> Option<Cell> {
         let index = place.index();
         // SYNC cell-queue: the message is seen; pairs with `queue`.
@@ -341,6 +347,7 @@ impl<'m> Cells<'m> {
     }
 
     /// QUEUED, RETURNED => LEASED(me)
+    #[inline]
     fn take_seen(&self, me: u16, index: usize, seen: Word) -> Option<Cell> {
         let word = seen.delivered(me);
         // Relaxed: a word does not come back, so it is the one that was looked at.
@@ -352,6 +359,7 @@ impl<'m> Cells<'m> {
     }
 
     /// Frees a cell that the caller owns or has on lease: it is acknowledged, or was never sent.
+    #[inline]
     pub fn release(&self, cell: Cell) {
         // OWNED, LEASED => FREE
         // SYNC cell-free: everything done with the message before; pairs with `claim` and `is_drained`.
@@ -476,6 +484,7 @@ impl<'m> Cells<'m> {
         self.words.iter().map(|word| Word(word.load(Relaxed))).filter(|word| word.is_unfinished())
     }
 
+    #[inline]
     fn swap(&self, index: usize, from: Word, to: Word, order: Ordering) -> bool {
         self.words[index].compare_exchange(from.0, to.0, order, Relaxed).is_ok()
     }

@@ -250,6 +250,7 @@ impl Control {
     }
 
     /// Some chunks were freed: wakes whoever waits for some, all of them, because they want different numbers.
+    #[inline]
     pub(crate) fn note_freed(&self) {
         // SYNC chunk-count: behind the words; pairs with the look in `End::claim_run`. Before the look at the sleepers.
         self.freed.0.count.fetch_add(1, Ordering::Release);

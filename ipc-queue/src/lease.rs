@@ -187,6 +187,7 @@ struct Hold {
 }
 
 impl Hold {
+    #[inline]
     fn is_here(&self) -> bool {
         self.stamp.check().is_ok()
     }
@@ -196,6 +197,7 @@ impl Hold {
     }
 
     /// Decodes the message; runs the user's code.
+    #[inline]
     fn read<T, C: Format<T>>(&mut self) -> Result<T, DecodeError> {
         let Some(cell) = &self.cell else {
             return Err(DecodeError::reference());
@@ -203,7 +205,9 @@ impl Hold {
         let end = &self.end;
         let mut limit = end.limit();
         let mut message = C::blank();
-        C::make_room(&mut message, limit);
+        if !C::has_room(&message, limit) {
+            C::make_room(&mut message, limit);
+        }
         end.leasing().store.load::<T, C>(cell, &mut message, limit);
         if C::has_handles(&message) {
             return Err(DecodeError::reference());
@@ -218,6 +222,7 @@ impl Hold {
     }
 
     /// Acknowledges the message.
+    #[inline]
     fn finish(mut self) {
         assert!(self.is_here(), "a forked child has not the leases of its parent");
         if let Some(cell) = self.cell.take() {
@@ -235,11 +240,13 @@ impl Drop for Hold {
 }
 
 impl End {
+    #[inline]
     fn leasing(&self) -> &Leasing {
         self.leasing.as_ref().expect("only queues with cells have such handles")
     }
 
     /// Claims a cell. Waits for one as `patience` allows.
+    #[inline]
     fn draft(&self, patience: Patience) -> Result<Draft<'_>, Stop> {
         let leasing = self.leasing();
         let freed = &self.control().freed.0;
@@ -256,6 +263,7 @@ impl End {
     }
 
     /// Sends a message, with all its waiting.
+    #[inline]
     fn send_leased<T, C: Format<T>>(
         &self,
         message: &C::Staged<'_>,
@@ -285,6 +293,7 @@ impl End {
     }
 
     /// A cell with a message that is this process's from now on; `None` in it for a slot that refers to no message.
+    #[inline]
     fn pop_cell(&self) -> Result<Option<Cell>, Miss> {
         if let Some(cell) = self.take_returned() {
             return Ok(Some(cell));
@@ -327,6 +336,7 @@ impl End {
     }
 
     /// Takes a message on lease, with all its waiting. `None` in it for a slot that refers to no message.
+    #[inline]
     fn lease_cell(&self, patience: Patience) -> Result<Option<Cell>, Stop> {
         self.check()?;
         let attempt = || self.pop_cell();
@@ -359,6 +369,7 @@ impl End {
         }
     }
 
+    #[inline]
     fn acknowledge(&self, cell: Cell, run: Option<Reference>) {
         self.release_cell(cell, run);
         self.control().drained.0.notify_all();
@@ -368,6 +379,7 @@ impl End {
         }
     }
 
+    #[inline]
     fn release_cell(&self, cell: Cell, run: Option<Reference>) {
         self.leasing().store.cells().release(cell);
         if let Some(run) = run {

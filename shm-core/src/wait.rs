@@ -144,6 +144,7 @@ impl WaitLine {
 
     /// Wakes every sleeper whether or not the resource is ready, so that each looks at the state of its peers
     /// (a side was closed, a process died). A system call when somebody sleeps.
+    #[inline]
     pub fn notify_all(&self) {
         self.notify(i32::MAX as u32);
     }

@@ -68,6 +68,7 @@ impl<T> Lease<T> {
     /// # Panics
     ///
     /// In a child that was forked while the lease was there: it is its parent's.
+    #[inline]
     pub fn ack(self) -> T {
         let Self { value, hold } = self;
         hold.finish();
@@ -125,6 +126,7 @@ impl<T, C: Format<T>> LeaseReceiver<T, C> {
     /// # Panics
     ///
     /// If the `Deserialize` of `T` panics; the message goes back.
+    #[inline]
     pub fn recv_lease(&self) -> Result<Lease<T>, RecvError> {
         loop {
             match self.take(Patience::Forever) {
@@ -143,6 +145,7 @@ impl<T, C: Format<T>> LeaseReceiver<T, C> {
     /// # Errors
     ///
     /// [`TryRecvError::Empty`], or what [`LeaseReceiver::recv_lease`] fails for.
+    #[inline]
     pub fn try_recv_lease(&self) -> Result<Lease<T>, TryRecvError> {
         match self.take(Patience::None) {
             Ok(lease) => lease.map_err(TryRecvError::from),
@@ -263,6 +266,7 @@ impl<T, C: Format<T>> LeaseReceiver<T, C> {
     }
 
     /// One message, with all its waiting.
+    #[inline]
     fn take(&self, patience: Patience) -> Result<Result<Lease<T>, DecodeError>, Stop> {
         let cell = self.end.lease_cell(patience)?;
         Ok(self.open(cell).map_err(|(error, hold)| {

@@ -69,6 +69,7 @@ impl<T, C: Format<T>> LeaseSender<T, C> {
     /// # If the peer dies
     ///
     /// What dead processes hold of the queue's memory is taken back here.
+    #[inline]
     pub fn send(&self, value: T) -> Result<(), SendError<T>> {
         loop {
             match self.offer(&value, Patience::Forever) {
@@ -84,6 +85,7 @@ impl<T, C: Format<T>> LeaseSender<T, C> {
     /// # Errors
     ///
     /// [`TrySendError::Full`], or what [`LeaseSender::send`] fails for; with the value.
+    #[inline]
     pub fn try_send(&self, value: T) -> Result<(), TrySendError<T>> {
         match self.offer(&value, Patience::None) {
             Ok(()) => Ok(()),
@@ -165,6 +167,7 @@ impl<T, C: Format<T>> LeaseSender<T, C> {
         Ok(())
     }
 
+    #[inline]
     fn offer(&self, value: &T, patience: Patience) -> Result<(), Unsent> {
         self.end.ready_to_send().map_err(Unsent::Failed)?;
         let mut room = C::room();

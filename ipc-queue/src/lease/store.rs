@@ -74,6 +74,7 @@ impl Store {
         self.place.payload_len
     }
 
+    #[inline]
     pub(crate) fn cells(&self) -> Cells<'static> {
         let count = self.place.count;
         // SAFETY: the tables lie inside of the mapping, aligned; they are accessed as atomics in every process; `new`'s caller
@@ -89,6 +90,7 @@ impl Store {
     }
 
     /// The memory of a cell: `payload_len` bytes, aligned to a cache line.
+    #[inline]
     pub(crate) fn memory(&self, cell: &Cell) -> *mut u8 {
         let offset = self.place.memory + cell.index() * self.place.payload_len.next_multiple_of(CELL_ALIGN);
         // SAFETY: a cell's index is below the count, and all cells lie inside of the mapping.
@@ -117,6 +119,7 @@ impl Store {
     }
 
     /// Passes a cell to the ring; `cell` is empty after success.
+    #[inline]
     pub(super) fn push(&self, end: &End, cell: &mut Option<Cell>) -> Result<u64, Miss> {
         end.try_push_open(|ticket, slot| {
             if let Some(cell) = cell.take() {
@@ -129,6 +132,7 @@ impl Store {
     }
 
     /// Takes the next cell from the ring; `None` in it if its slot refers to none.
+    #[inline]
     pub(super) fn pop(&self, ring: &Ring<'_>, cursor: &Cursor, me: u16) -> Result<Option<Cell>, PopError> {
         ring.try_pop(cursor, me, |slot| {
             // SAFETY: the slot is claimed for reading, aligned to 8 bytes, and has `SLOT_BYTES`.
