@@ -13,9 +13,11 @@
 //! run writes: after the memory is there, and before it is given back. So no access finds a page without memory, unless a
 //! process scribbles on the counts and the machine has no memory left.
 //!
-//! Whoever frees a run looks, once a second at most, whether too much lies idle. It gives the memory of its own run back,
-//! and that of free chunks behind all that were used since the last look; for these it claims them. So memory of a steady
-//! traffic stays, and that of an isolated large message goes at once.
+//! Who frees a run, and who waits for anything, looks whether too much lies idle: once a second at most, all processes
+//! together. It gives the memory of its own run back, and that of free chunks behind all that were used since the last look;
+//! for these it claims them. A run that alone is longer than what may lie idle is cut down to that whenever it is freed. So
+//! memory of a steady traffic stays, that of an isolated large message goes at once, and other memory that lies idle within
+//! some two seconds, if anybody waits at the queue, or polls, or else with the next run that is freed.
 //!
 //! # Safety
 //!
@@ -36,17 +38,14 @@ use shm_core::segment::{MAX_PARTICIPANTS, Segment};
 use shm_core::sync::{AtomicU32, AtomicU64, Ordering};
 use std::cell::Cell;
 use std::fmt;
-use std::ops::Range;
 use std::ptr::NonNull;
+
+mod memory;
 
 /// In the prefix of a slot: a [`Reference`] follows.
 pub(crate) const LARGE: u32 = 1 << 30;
 /// The prefix of a slot.
 pub(crate) const PREFIX: usize = size_of::<u32>();
-/// Free memory that is kept at least, in bytes.
-const KEPT: usize = 16 << 20;
-/// Or this part of the budget.
-const KEPT_SHARE: usize = 8;
 
 /// What a slot says of a message that lies in chunks. Unchecked, when it comes from there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,94 +178,6 @@ impl Bulk {
     fn memory(&self, run: &Run) -> NonNull<u8> {
         // SAFETY: a run lies inside of the chunks, and they inside of the mapping.
         unsafe { self.body.add(self.offset(run.head())) }
-    }
-
-    /// Puts memory behind the first `len` bytes of a run. No system call if it is there.
-    fn commit(&self, segment: &Segment, control: &Control, run: &Run, len: usize) -> Result<(), ()> {
-        let wanted = |index: usize| {
-            let before = (index - run.head()) * self.place.chunk_len;
-            len.saturating_sub(before).div_ceil(PAGE).min(self.pages_per_chunk())
-        };
-        let chunks = run.head()..run.head() + run.len();
-        let lacking = chunks.clone().filter(|&index| self.pages(index) < wanted(index));
-        let Some(first) = lacking.clone().next() else {
-            return Ok(());
-        };
-        let start = self.offset(first) + self.pages(first) * PAGE;
-        let end = (self.offset(run.head()) + len).next_multiple_of(PAGE);
-        let added: usize = lacking.clone().map(|index| wanted(index) - self.pages(index)).sum();
-        // Relaxed: about. Before, so that a death leaves it too high, which the next look corrects.
-        control.freed.0.resident.fetch_add(added as u64, Ordering::Relaxed);
-        if segment.prefault(start, end - start).is_err() {
-            // What is there in part is in no count: give it back.
-            for index in first..chunks.end {
-                self.set_pages(
-                    index,
-                    self.pages(index).min((start.saturating_sub(self.offset(index))) / PAGE),
-                );
-            }
-            let _ = segment.release(start, end - start);
-            return Err(());
-        }
-        crash_point!("queue.bulk.committed");
-        for index in lacking.collect::<Vec<_>>() {
-            self.set_pages(index, wanted(index));
-        }
-        Ok(())
-    }
-
-    /// How many pages of idle memory are kept.
-    fn kept(&self) -> usize {
-        KEPT.max(self.place.len_bytes() / KEPT_SHARE) / PAGE
-    }
-
-    /// Gives memory back to the system, if otherwise too much would lie idle: that of a run that is about to be freed, and
-    /// that of chunks which nobody has used since the last time.
-    #[cold]
-    fn trim(&self, segment: &Segment, control: &Control, run: &Run) {
-        let chunks = self.chunks();
-        let (mut total, mut idle) = (0, 0);
-        for index in 0..self.place.count {
-            let pages = self.pages(index);
-            total += pages;
-            idle += if chunks.is_free(index) { pages } else { 0 };
-        }
-        let own = run.head()..run.head() + run.len();
-        idle += own.clone().map(|index| self.pages(index)).sum::<usize>();
-        let mut first = own.end;
-        while idle > self.kept() && first > own.start {
-            first -= 1;
-            let pages = self.pages(first);
-            (total, idle) = (total - pages, idle - pages);
-        }
-        self.give_back(segment, first..own.end);
-        // Relaxed: about.
-        let high = control.freed.0.high.swap(0, Ordering::Relaxed);
-        let high = usize::try_from(high).unwrap_or(usize::MAX);
-        for index in (high.min(self.place.count)..self.place.count).rev() {
-            let pages = self.pages(index);
-            if idle <= self.kept() || pages == 0 {
-                continue;
-            }
-            if let Some(run) = chunks.claim_one(segment.participant(), index) {
-                self.give_back(segment, index..index + 1);
-                chunks.release(run);
-                (total, idle) = (total - pages.min(total), idle - pages.min(idle));
-            }
-        }
-        control.freed.0.resident.store(total as u64, Ordering::Relaxed);
-    }
-
-    /// Gives the memory of chunks that are this process's back to the system.
-    fn give_back(&self, segment: &Segment, chunks: Range<usize>) {
-        if chunks.is_empty() {
-            return;
-        }
-        chunks.clone().for_each(|index| self.set_pages(index, 0));
-        crash_point!("queue.bulk.trimming");
-        let start = self.offset(chunks.start);
-        // If it fails, the memory stays.
-        let _ = segment.release(start, self.offset(chunks.end) - start);
     }
 }
 
@@ -423,13 +334,10 @@ impl End {
     /// Frees a run of this process.
     fn free(&self, run: Run) {
         if let Some(bulk) = &self.bulk {
-            // Relaxed: about.
-            let resident = self.control().freed.0.resident.load(Ordering::Relaxed);
-            if resident > bulk.kept() as u64 && self.may_trim() {
-                bulk.trim(self.segment(), self.control(), &run);
-            }
+            let control = self.control();
+            bulk.trim(self.segment(), control, &run);
             bulk.chunks().release(run);
-            self.control().note_freed();
+            control.note_freed();
         }
     }
 

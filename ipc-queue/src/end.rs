@@ -43,9 +43,9 @@ pub(crate) struct End {
     cursor: Cursor,
     /// Where the other side was seen last; for `len`.
     far: Cursor,
-    /// When this handle last looked at what lies idle, in microseconds; see `Member::is_due`.
-    trimmed: AtomicU64,
-    /// How often this handle has looked after what could keep chunks from it.
+    /// When this handle last looked after what could keep chunks from it, in microseconds; see `Member::is_due`.
+    pub(crate) tidied_at: AtomicU64,
+    /// How often it has.
     pub(crate) tidied: AtomicU32,
     member: Member,
 }
@@ -264,7 +264,7 @@ impl End {
             longest: limit.max(body.budget),
             cursor: Cursor::new(),
             far: Cursor::new(),
-            trimmed: AtomicU64::new(0),
+            tidied_at: AtomicU64::new(0),
             tidied: AtomicU32::new(0),
             member: Member::new(Arc::clone(segment), body.control, side),
         }
@@ -449,15 +449,7 @@ impl End {
         self.check().map_err(io::Error::other)?;
         self.bridge.descriptor(|| Box::new(Watch::of(self)))
     }
-
-    /// Whether it is time to look at what lies idle.
-    pub(crate) fn may_trim(&self) -> bool {
-        self.is_due(&self.trimmed, TRIM_MICROS)
-    }
 }
-
-/// How often a handle looks at most whether memory lies idle. What was in use in between is kept.
-const TRIM_MICROS: u64 = 1_000_000;
 
 impl Clone for End {
     fn clone(&self) -> Self {
@@ -469,7 +461,7 @@ impl Clone for End {
             longest: self.longest,
             cursor: self.cursor.clone(),
             far: self.far.clone(),
-            trimmed: AtomicU64::new(0),
+            tidied_at: AtomicU64::new(0),
             tidied: AtomicU32::new(0),
             member: self.member.clone(),
         }

@@ -176,6 +176,8 @@ pub(crate) struct Freed {
     pub(crate) resident: AtomicU64,
     /// Behind the last chunk that was claimed since somebody looked at what lies idle.
     pub(crate) high: AtomicU64,
+    /// When that was, in microseconds of the system's monotonic clock.
+    pub(crate) looked: AtomicU64,
 }
 
 /// What one participant's process holds.

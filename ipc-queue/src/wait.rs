@@ -58,6 +58,10 @@ impl From<shm_core::fork::Forked> for Stop {
     }
 }
 
+/// How often a handle that waits for chunks or cells looks at most after everything that could keep them from it: it is woken
+/// whenever somebody frees some, be they too few.
+const TIDY_MICROS: u64 = 10_000;
+
 /// Looks that a repair may make worthwhile, in a row. Each dead process leaves one claim, so more of them mean that
 /// somebody scribbles on the ring.
 const REPAIRS: usize = 2 * shm_core::segment::MAX_PARTICIPANTS as usize;
@@ -121,7 +125,7 @@ impl End {
             self.ticket(),
             deadline,
             || self.try_once(*attempt.borrow_mut()),
-            || self.look_around(*attempt.borrow_mut()),
+            || self.look_around(*attempt.borrow_mut(), false),
         );
         done.unwrap_or(Err(Stop::Late))
     }
@@ -141,7 +145,7 @@ impl End {
             }
             _ => {}
         }
-        self.look_around(attempt).unwrap_or(Err(Stop::Late))
+        self.look_around(attempt, true).unwrap_or(Err(Stop::Late))
     }
 
     /// One try that asks no system call.
@@ -158,17 +162,25 @@ impl End {
     }
 
     /// A try with everything that the system can tell: are the owner of a claim and the other side alive?
+    /// What takes long is done now and then, or with `thoroughly` now: for whoever does not come back by itself.
     #[cold]
-    fn look_around<R>(&self, attempt: &mut impl FnMut() -> Result<R, Miss>) -> Option<Result<R, Stop>> {
+    fn look_around<R>(
+        &self,
+        attempt: &mut impl FnMut() -> Result<R, Miss>,
+        thoroughly: bool,
+    ) -> Option<Result<R, Stop>> {
         let mut tidied = false;
         self.look_after_the_dead();
+        if let Some(bulk) = &self.bulk {
+            bulk.trim_idle(self.segment(), self.control());
+        }
         for _ in 0..REPAIRS {
             match attempt() {
                 Ok(done) => return Some(Ok(done)),
                 Err(Miss::Exhausted) => return Some(Err(Stop::Exhausted)),
                 Err(Miss::Closed) => return Some(Err(Stop::Closed)),
                 Err(Miss::Claimed(claim)) if self.recover(claim) => {}
-                Err(Miss::Scarce) if !tidied => {
+                Err(Miss::Scarce) if !tidied && (thoroughly || self.may_tidy()) => {
                     self.tidy();
                     tidied = true;
                 }
@@ -177,6 +189,10 @@ impl End {
         }
         let alone = self.is_alone();
         if alone || self.control().flags().is_closed() { self.last_look(attempt) } else { None }
+    }
+
+    fn may_tidy(&self) -> bool {
+        self.is_due(&self.tidied_at, TIDY_MICROS)
     }
 
     /// Whether a receiver that missed waits for a sender that has claimed a slot and is not known to be gone.

@@ -6,9 +6,11 @@ mod common;
 
 use common::{Peer, child as child_of_test, was_killed, watchdog};
 use ipc_queue::{
-    BytesReceiver, BytesSender, Receiver, Sender, bounded, bounded_bytes, builder, bytes_builder,
+    BytesReceiver, BytesSender, Grant, Receiver, Sender, bounded, bounded_bytes, builder, bytes_builder,
 };
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 const MIB: usize = 1 << 20;
@@ -394,19 +396,74 @@ fn resident(bytes: &str) -> usize {
     line.trim().trim_end_matches(" kB").trim().parse::<usize>().expect("a number") * 1024
 }
 
-#[test]
-fn memory_goes_back_after_a_large_message() {
-    let (tx, rx) = bounded_bytes(4).expect("a queue");
-    let mut grant = tx.reserve(200 * MIB).expect("room");
+/// Tests that look at the memory of this process are alone with it; what others have is little.
+static MEMORY: Mutex<()> = Mutex::new(());
+
+/// A message that was written to.
+fn written(tx: &BytesSender, len: usize) -> Grant<'_> {
+    let mut grant = tx.reserve(len).expect("room");
     grant.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
-    grant.commit().expect("sent");
-    let before = resident("RssShmem:");
-    assert!(before >= 200 * MIB, "{before}");
-    drop(rx.recv_ref().expect("received"));
-    let after = resident("RssShmem:");
-    assert!(after + 150 * MIB < before, "{before} -> {after}");
+    grant
+}
+
+#[test]
+fn memory_goes_back_after_each_large_message() {
+    let _alone = MEMORY.lock();
+    let (tx, rx) = bounded_bytes(4).expect("a queue");
+    for _ in 0..3 {
+        written(&tx, 200 * MIB).commit().expect("sent");
+        let before = resident("RssShmem:");
+        assert!(before >= 200 * MIB, "{before}");
+        drop(rx.recv_ref().expect("received"));
+        let after = resident("RssShmem:");
+        assert!(after + 150 * MIB < before, "{before} -> {after}");
+    }
     tx.send(&pattern(MIB, 5)).expect("what was given back can be had again");
     assert_eq!(rx.recv().expect("received"), pattern(MIB, 5));
+}
+
+/// Many messages of which each may lie idle; `wait` waits at the queue for a moment.
+fn lets_idle_memory_go(rx: &BytesReceiver, tx: &BytesSender, mut wait: impl FnMut()) {
+    let _dog = watchdog();
+    let grants: Vec<_> = (0..8).map(|_| written(tx, 30 * MIB)).collect();
+    let before = resident("RssShmem:");
+    assert!(before >= 240 * MIB, "{before}");
+    drop(grants);
+    while resident("RssShmem:") + 150 * MIB > before {
+        wait();
+    }
+    tx.send(&pattern(MIB, 5)).expect("what was given back can be had again");
+    assert_eq!(rx.recv().expect("received"), pattern(MIB, 5));
+}
+
+#[test]
+fn idle_memory_goes_back_while_somebody_waits() {
+    let _alone = MEMORY.lock();
+    let (tx, rx) = bounded_bytes(4).expect("a queue");
+    lets_idle_memory_go(&rx, &tx, || assert!(rx.recv_timeout(SHORT).is_err()));
+    lets_idle_memory_go(&rx, &tx, || assert!(rx.try_recv().is_err()));
+}
+
+#[test]
+fn idle_memory_goes_back_while_somebody_polls() {
+    let _alone = MEMORY.lock();
+    let (tx, rx) = bounded_bytes(4).expect("a queue");
+    let _descriptor = rx.as_fd();
+    assert!(rx.try_recv().is_err(), "from here on its bridge waits");
+    lets_idle_memory_go(&rx, &tx, || std::thread::sleep(SHORT));
+}
+
+#[test]
+fn memory_that_is_refused_takes_none_away_that_was_there() {
+    let _alone = MEMORY.lock();
+    let (tx, _rx) = bytes_builder().capacity(4).byte_budget(1 << 44).build().expect("sparse");
+    // The first chunk, and the second.
+    drop((tx.reserve(1).expect("room"), written(&tx, 200 * MIB)));
+    let before = resident("RssShmem:");
+    assert!(before >= 200 * MIB, "{before}");
+    assert!(tx.try_reserve(1 << 43).expect_err("8 TiB").is_out_of_memory());
+    let after = resident("RssShmem:");
+    assert!(after + 100 * MIB > before, "{before} -> {after}");
 }
 
 #[test]

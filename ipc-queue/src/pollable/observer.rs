@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 use super::arming::{CHUNKS, MORE, Watched};
+use crate::bulk::Bulk;
 use crate::disconnect;
 use crate::end::End;
 use crate::layout::{Control, Side};
@@ -65,10 +66,11 @@ impl Observer {
     }
 }
 
-/// The ring of a queue with many ends.
+/// The ring of a queue with many ends, and its chunks.
 pub(crate) struct Watch {
     /// Points into the observer's segment.
     ring: Ring<'static>,
+    bulk: Option<Arc<Bulk>>,
     /// Of a queue whose messages are acknowledged.
     store: Option<Store>,
     cursor: Cursor,
@@ -83,6 +85,7 @@ impl Watch {
         let observer = Observer::of(end);
         Self {
             ring: *end.ring(),
+            bulk: end.bulk.clone(),
             store: end.leasing.as_ref().map(|leasing| *leasing.store()),
             cursor: end.cursor().clone(),
             told: AtomicU32::new(observer.freed()),
@@ -139,6 +142,9 @@ impl Watched for Watch {
 
     fn look_around(&self, wanted: u32) -> bool {
         let Observer { segment, .. } = &self.observer;
+        if let Some(bulk) = &self.bulk {
+            bulk.trim_idle(segment, self.observer.control());
+        }
         // What a dead process had on lease, and the memory of what it was taking or freeing, comes back by a sweep, and nobody
         // else may be there to do it. The words alone do not tell: it may have freed some and not said so.
         if (self.store.is_some() || wanted & CHUNKS != 0) && segment.sweep() > 0 {
