@@ -114,8 +114,13 @@ impl<T, C> Builder<T, C> {
 
     /// How many bytes all messages together have at most that do not fit a slot; 256 MiB if not set, rounded up to whole
     /// chunks of 64 KiB, or a 4096th of it if that is more. Each such message takes whole chunks. Only what is used has memory
-    /// behind it, and what lies idle beyond 16 MiB, or an eighth of the budget, is given back. With 0, messages must fit a
-    /// slot.
+    /// behind it, and what lies idle beyond 16 MiB, or an eighth of the budget, is given back: within some two seconds while
+    /// anybody waits at the queue or polls it, otherwise with the next large message that is received. With 0, messages must
+    /// fit a slot.
+    ///
+    /// A large message waits until as many neighbouring chunks as it needs are free at one time. Nothing is reserved for it:
+    /// while shorter ones keep coming, they may take each chunk first, for as long as they come. Give the queue several times
+    /// its longest message.
     ///
     /// # Examples
     ///

@@ -337,6 +337,8 @@ impl End {
             let control = self.control();
             bulk.trim(self.segment(), control, &run);
             bulk.chunks().release(run);
+            // Whoever waits for memory should know where we run.
+            control.freed.0.line.note_cpu();
             control.note_freed();
         }
     }
@@ -415,6 +417,17 @@ impl End {
     pub(crate) fn free_kept(&self, reference: Reference) {
         if let Some(Bulky { run, .. }) = self.take_bulky(reference) {
             self.free(run);
+        }
+    }
+
+    /// Whether the ring has room now, for whoever would do much for nothing if it had not and must not wait.
+    pub(crate) fn look_for_slot(&self, patience: Patience) -> Result<(), Stop> {
+        match patience {
+            Patience::None => {
+                let attempt = || Ok(self.ring().peek_room(self.cursor())?);
+                attempt().or_else(|miss| self.retry(miss, patience, attempt))
+            }
+            _ => Ok(()),
         }
     }
 

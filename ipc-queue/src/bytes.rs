@@ -127,7 +127,8 @@ impl BytesSender {
             .map_err(|failure| SendError::from_failure(failure, ()))
     }
 
-    /// Takes memory for a message if there is some now. Never blocks.
+    /// Takes memory for a message if there is some now. Never blocks; where the memory is new, it takes as long as the system
+    /// takes to clear it.
     ///
     /// # Errors
     ///
@@ -201,7 +202,7 @@ impl BytesSender {
             .map_err(|failure| SendError::from_failure(failure, ()))
     }
 
-    /// Sends a copy of the bytes if there is room now. Never blocks.
+    /// Sends a copy of the bytes if there is room now. Never blocks; takes as long as [`Sender::try_send`](crate::Sender::try_send).
     ///
     /// # Errors
     ///
@@ -242,17 +243,22 @@ impl BytesSender {
 
     fn offer(&self, bytes: &[u8], patience: Patience) -> Result<(), Unsent> {
         let patience = patience.over_all();
+        self.ready(bytes.len())?;
+        self.end.look_for_slot(patience)?;
         let mut grant = self.grant(bytes.len(), patience)?;
         grant.held.fill(bytes);
         grant.push(patience)
     }
 
-    fn grant(&self, len: usize, patience: Patience) -> Result<Grant<'_>, Unsent> {
+    /// Whether a message of `len` bytes may be sent.
+    fn ready(&self, len: usize) -> Result<(), Unsent> {
         self.end.ready_to_send().map_err(Unsent::Failed)?;
         let limit = self.end.longest();
-        if len > limit {
-            return Err(Unsent::Failed(Failure::TooLarge { len, limit }));
-        }
+        if len > limit { Err(Unsent::Failed(Failure::TooLarge { len, limit })) } else { Ok(()) }
+    }
+
+    fn grant(&self, len: usize, patience: Patience) -> Result<Grant<'_>, Unsent> {
+        self.ready(len)?;
         let held = self.end.claim_run(len, patience)?;
         Ok(Grant { held, sender: self })
     }

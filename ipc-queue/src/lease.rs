@@ -271,6 +271,7 @@ impl End {
     ) -> Result<(), Denied> {
         let patience = patience.over_all();
         let large = C::bulk(message, self.limit());
+        large.map_or(Ok(()), |_| self.look_for_slot(patience)).map_err(Denied::Stop)?;
         let mut held = large.map(|(bytes, _)| self.claim_run(bytes.len(), patience)).transpose()?;
         if let (Some(held), Some((bytes, _))) = (&mut held, large) {
             held.fill(bytes);
@@ -372,7 +373,10 @@ impl End {
     #[inline]
     fn acknowledge(&self, cell: Cell, run: Option<Reference>) {
         self.release_cell(cell, run);
-        self.control().drained.0.notify_all();
+        let drained = &self.control().drained.0;
+        // Whoever waits for this should know where we run.
+        drained.note_cpu();
+        drained.notify_all();
         if self.control().has_ended_for(Side::Receiver) {
             // Receivers may be waiting for this one to come back.
             self.control().wake_all(Side::Receiver);

@@ -123,6 +123,10 @@ impl<T, C: Format<T>> Sender<T, C> {
 
     /// Sends a message if there is room now. Never blocks; lock-free.
     ///
+    /// A message that does not fit a slot takes as long as its copy, and as the system takes to clear the memory behind it where
+    /// that is new. If there is no slot free at first it takes neither; if others take the last one meanwhile, it was for
+    /// nothing.
+    ///
     /// # Errors
     ///
     /// [`TrySendError`] with the message: the queue or its byte budget is full, or what [`Sender::send`] fails for.
@@ -367,6 +371,7 @@ impl<T, C: Format<T>> Sender<T, C> {
     #[cold]
     fn offer_bulk(&self, bytes: &[u8], flags: u32, patience: Patience) -> Result<u64, Unsent> {
         let patience = patience.over_all();
+        self.end.look_for_slot(patience)?;
         let mut held = self.end.claim_run(bytes.len(), patience)?;
         held.fill(bytes);
         let ticket = self.end.push_held(&mut held, flags, patience)?;

@@ -28,6 +28,11 @@ enum Orders {
     Take(Receiver<Vec<u8>>),
     Hold(BytesSender, BytesReceiver),
     Flood(Sender<Vec<u8>>),
+    /// Tries to send a large message, and reports whether the queue was full.
+    #[cfg(feature = "crash-points")]
+    Try(Sender<Vec<u8>>),
+    #[cfg(feature = "crash-points")]
+    TryBytes(BytesSender),
     /// Takes a message and memory for one, forgets both, lets go of the queue, and stays if it is told to.
     Forget {
         tx: BytesSender,
@@ -51,6 +56,12 @@ fn child() {
             let granted = tx.reserve(MIB).expect("room");
             reporter.report(&(taken.len() + granted.len()));
             std::thread::sleep(Duration::from_secs(3600));
+        }
+        #[cfg(feature = "crash-points")]
+        Orders::Try(tx) => reporter.report(&tx.try_send(pattern(MIB, 1)).is_err_and(|error| error.is_full())),
+        #[cfg(feature = "crash-points")]
+        Orders::TryBytes(tx) => {
+            reporter.report(&tx.try_send(&pattern(MIB, 1)).is_err_and(|error| error.is_full()));
         }
         Orders::Forget { tx, rx, stays } => {
             std::mem::forget(rx.recv_ref().expect("a message"));
@@ -464,6 +475,21 @@ fn memory_that_is_refused_takes_none_away_that_was_there() {
     assert!(tx.try_reserve(1 << 43).expect_err("8 TiB").is_out_of_memory());
     let after = resident("RssShmem:");
     assert!(after + 100 * MIB > before, "{before} -> {after}");
+}
+
+#[cfg(feature = "crash-points")]
+#[test]
+fn a_large_message_for_which_there_is_no_slot_takes_no_memory() {
+    let _dog = watchdog();
+    let (tx, _rx) = builder::<Vec<u8>>().capacity(1).byte_budget(4 * MIB).build().expect("a queue");
+    tx.send(vec![1]).expect("room");
+    // It would die there.
+    let peer = Peer::start(&Orders::Try(tx), Some("chunks.claimed"));
+    assert_eq!(peer.report::<bool>(), Some(true));
+    let (tx, _rx) = bytes_builder().capacity(1).byte_budget(4 * MIB).build().expect("a queue");
+    tx.send(&[1]).expect("room");
+    let peer = Peer::start(&Orders::TryBytes(tx), Some("chunks.claimed"));
+    assert_eq!(peer.report::<bool>(), Some(true));
 }
 
 #[test]
