@@ -23,11 +23,14 @@
 //! 2. A receiver that has seen the bit executes a full fence and looks at the ring again. So it sees that claim, or what
 //!    became of it, if it looks at that slot.
 //! 3. It looks at one slot only: that of the first ticket that nobody has consumed. But each claim happens before the claim of
-//!    the next ticket (a claim releases, the look of whoever comes next acquires, and so do the cursors that threads
-//!    share). So if any later ticket was claimed in time, this one was too, and its slot shows it: a message, a claim, or
-//!    the tomb of one that was withdrawn, which is passed.
-//! 4. A slot inside of a batch shows nothing before it is published. Whoever gets there has learned from another consumer's
-//!    claim that the header is consumed; that claim releases what its own look at the header has acquired.
+//!    the next ticket: a claim releases, and so does every word that is stored behind it and shows that its ticket is taken;
+//!    the look of whoever comes next acquires, and so do the cursors that threads share. (A sender that comes by the
+//!    inside of a batch alone finds it FULL only if the batch was permitted, so that its claim is before the bit anyway.) So if
+//!    any later ticket was claimed in time, this one was too, and its slot shows it: a message, a claim, or the tomb of one
+//!    that was withdrawn, which is passed.
+//! 4. A slot inside of a batch shows nothing before it is published. Whoever gets there has learned that the ticket in front of
+//!    it is consumed, from another consumer's claim, or from a word of a later lap. Both pass on what the consumer's look
+//!    at the header has acquired: the claim releases, and so does each word behind it, the inside of a later batch included.
 //!
 //! The second look costs a load of a line that nobody writes, and no fence: on x86-64 the compare-and-swap of the claim is
 //! one, on aarch64 it is a load with acquire order behind a compare-and-swap with release order.

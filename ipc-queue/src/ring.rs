@@ -64,8 +64,9 @@
 //! Each access that needs an ordering has a name in [`ORDERINGS`], and `tests/loom.rs` shows that a model fails
 //! when it is weakened. A claiming CAS need not acquire: words never come back, so the word it replaces is the one
 //! that the `Acquire` look has read. A consumer's releases, so that whoever passes its claim sees the messages
-//! that it covers; a producer's does not, except in [`Ring::try_push_if`]. Interior words are freed with `Release` like
-//! headers: a laggard whose ticket lies there looks at them without having read their header.
+//! that it covers; a producer's does not, except in [`Ring::try_push_if`]. Interior words are published and freed with
+//! `Release` like headers: a laggard looks at them without having read their header, and a word of a later lap tells it that
+//! earlier tickets are consumed only as surely as that word passes on what its writer had seen.
 
 mod cursor;
 mod error;
@@ -101,6 +102,7 @@ pub const ORDERINGS: &[&str] = &[
     "ring.push.look",
     "ring.push.interior",
     "ring.push.publish",
+    "ring.push.publish_interior",
     "ring.pop.look",
     "ring.pop.interior",
     "ring.pop.claim",
@@ -251,8 +253,8 @@ impl<'m> Ring<'m> {
     /// As [`Ring::try_push_at`], if `permit` agrees once the slot is claimed. Otherwise the claim is withdrawn: its
     /// ticket is passed by consumers as that of a dead producer.
     ///
-    /// The claim is `SeqCst`, and each claim that is made so happens before the claim of the next ticket: by means of a
-    /// `SeqCst` look in `permit`, a push can be told from all that come later. (A model needs
+    /// The claim is `SeqCst`, and each claim that is made so happens before the claim of the next ticket (of a batch: the
+    /// ticket behind it): by means of a `SeqCst` look in `permit`, a push can be told from all that come later. (A model needs
     /// [`seq_cst_in_model`](shm_core::sync::seq_cst_in_model) before that look.)
     ///
     /// # Errors
@@ -437,7 +439,7 @@ impl<'m> Ring<'m> {
                 crash_point!("ring.push.before_claim");
                 // FREE => WRITING
                 // SYNC ticket-order: if it releases, it happens before the claim of the next ticket: pairs with the look above
-                // (at this word, or at one that was stored behind it), and with cursors.
+                // (at this word, or at one that was stored behind it, which releases too), and with cursors.
                 let word = Word::writing(lap, span, me);
                 if self.swap(index, seen, word, order) {
                     cursor.set(ticket + span);
@@ -532,9 +534,12 @@ impl<'m> Ring<'m> {
     fn publish_interior(&self, held: &Held, i: u64) {
         if let Some((lap, index)) = self.tickets.locate(held.ticket + i) {
             // FREE => FULL
-            // Relaxed: a consumer that gets here has seen the header published, or the claim of another one that has; to a
-            // producer it says only that the ticket is taken.
-            self.slots.word(index).store(Word::full(lap).0, Relaxed);
+            // SYNC slot-ready: as in `publish_header`, for whoever lands here without having read the header. The word itself
+            // must pass on what we have seen, our claim and the FREE word before it included: to a laggard it may be all
+            // there is to say that the lap before was consumed, and it jumps from here into the middle of another batch. (A
+            // plain store that is relaxed passes on nothing, neither its own past nor that of the word that it replaces.)
+            let order = ordering("ring.push.publish_interior", Release);
+            self.slots.word(index).store(Word::full(lap).0, order);
             crash_point!("ring.push.published_interior");
         }
     }
