@@ -29,6 +29,7 @@
 
 use crate::chunks::{Chunks, Run};
 use crate::end::{Body, End, Miss};
+use crate::error::DecodeError;
 use crate::layout::{Control, PAGE, Placement};
 use crate::lease::Leasing;
 use crate::wait::{Patience, Stop};
@@ -202,7 +203,7 @@ fn is_one_dead(segment: &Segment, mut owners: impl Iterator<Item = u16>) -> bool
 }
 
 /// A message in chunks that this handle has in hand. Dropped, its run is freed.
-pub struct Held<'e> {
+pub(crate) struct Held<'e> {
     end: &'e End,
     bulky: Option<Bulky>,
     stamp: ForkStamp,
@@ -253,16 +254,16 @@ impl Held<'_> {
     }
 
     /// A private copy of the message.
-    pub(crate) fn copy(&self) -> Vec<u8> {
+    pub(crate) fn copy(&self) -> Result<Vec<u8>, DecodeError> {
         let len = self.len();
-        let mut bytes = Vec::<u8>::with_capacity(len);
+        let mut bytes = room_for(len)?;
         // SAFETY: so many bytes of the run are this process's, and there is room for them. A process that breaks the rules
         // may change them meanwhile; any bytes are bytes.
         unsafe {
             bytes.as_mut_ptr().copy_from_nonoverlapping(self.memory().as_ptr(), len);
             bytes.set_len(len);
         }
-        bytes
+        Ok(bytes)
     }
 }
 
@@ -271,6 +272,15 @@ impl Drop for Held<'_> {
         if let (Some(bulky), Ok(())) = (self.bulky.take(), self.stamp.check()) {
             self.end.free(bulky.run);
         }
+    }
+}
+
+/// An empty vector with room for a message. The length is another process's word, so no memory is no reason to abort.
+fn room_for(len: usize) -> Result<Vec<u8>, DecodeError> {
+    let mut bytes = Vec::new();
+    match bytes.try_reserve_exact(len) {
+        Ok(()) => Ok(bytes),
+        Err(_) => Err(DecodeError::out_of_memory(len)),
     }
 }
 
@@ -396,21 +406,27 @@ impl End {
         Some(reference)
     }
 
-    /// A private copy of the message in a run that a cell of this process refers to. `None` if it refers to none.
-    pub(crate) fn copy_kept(&self, reference: Reference) -> Option<Vec<u8>> {
+    /// A private copy of the message in a run that a cell of this process refers to.
+    pub(crate) fn copy_kept(&self, reference: Reference) -> Result<Vec<u8>, DecodeError> {
+        let (from, len) = self.find_kept(reference).ok_or_else(DecodeError::reference)?;
+        let mut bytes = room_for(len)?;
+        // SAFETY: the run lies inside of the chunks, there is room, and nobody frees it while the cell is this process's. A process
+        // that breaks the rules may change the bytes meanwhile; any bytes are bytes.
+        unsafe {
+            bytes.as_mut_ptr().copy_from_nonoverlapping(from.as_ptr(), len);
+            bytes.set_len(len);
+        }
+        Ok(bytes)
+    }
+
+    /// Where the message of a kept run lies, and how many bytes it has, within the run. `None` if there is none.
+    fn find_kept(&self, reference: Reference) -> Option<(NonNull<u8>, usize)> {
         let bulk = self.bulk.as_ref()?;
         let head = usize::try_from(reference.head).ok()?;
         let chunks = bulk.chunks().view(head, reference.generation.into())?;
         let len = usize::try_from(reference.len).ok().filter(|&len| len <= chunks * bulk.place.chunk_len)?;
-        let mut bytes = Vec::<u8>::with_capacity(len);
-        // SAFETY: the run lies inside of the chunks, there is room, and nobody frees it while the cell is this process's. A process
-        // that breaks the rules may change the bytes meanwhile; any bytes are bytes.
-        unsafe {
-            let from = bulk.body.add(bulk.offset(head));
-            bytes.as_mut_ptr().copy_from_nonoverlapping(from.as_ptr(), len);
-            bytes.set_len(len);
-        }
-        Some(bytes)
+        // SAFETY: the run lies inside of the chunks, and they inside of the mapping.
+        Some((unsafe { bulk.body.add(bulk.offset(head)) }, len))
     }
 
     /// Frees the run that a cell referred to whose claim is over.

@@ -26,8 +26,8 @@ pub use custom::Custom;
 pub use postcard::Postcard;
 pub use verbatim::Verbatim;
 
-use crate::bulk::{Bulky, Held, Reference};
-use crate::error::{DecodeError, EncodeError};
+use crate::bulk::{Bulky, Reference};
+use crate::error::{DecodeError, DecodeReason, EncodeError};
 use shm_core::broker::{Claim, Deposit};
 
 /// How a queue's messages of type `T` become bytes and back: [`Postcard`], [`Verbatim`], or a codec of the user's as
@@ -145,15 +145,6 @@ pub trait Transfer<T> {
         None
     }
 
-    /// Copies the message out of chunks: it is then one with the limit of the queue's longest.
-    fn fetch(_message: &mut Self::Message, _held: &Held<'_>) {}
-
-    /// As [`Transfer::fetch`], from a copy.
-    fn set_fetched(_message: &mut Self::Message, _bytes: Vec<u8>) {}
-
-    /// Forgets what [`Transfer::fetch`] has copied.
-    fn shed(_message: &mut Self::Message) {}
-
     /// Whether the loaded message has handles; then it is for [`Transfer::decode_parcel`].
     #[inline(always)]
     fn has_handles(_message: &Self::Message) -> bool {
@@ -185,8 +176,14 @@ pub trait Transfer<T> {
         Self::decode(message, limit)
     }
 
+    /// Turns the bytes of a message that lay in chunks into a value, with its handles, for which it waits; `message` is what
+    /// was loaded from the slot. Runs the user's code.
+    fn decode_fetched(_message: &Self::Message, bytes: Vec<u8>) -> Result<T, DecodeError> {
+        Err(DecodeError::new(bytes, DecodeReason::Reference))
+    }
+
     /// Fetches the handles of a message, whose bytes without the claim these are, and decodes it.
-    fn redeem(bytes: &[u8], _claim: Claim) -> Result<T, DecodeError> {
-        Err(DecodeError::no_claim(bytes))
+    fn redeem(bytes: Vec<u8>, _claim: Claim) -> Result<T, DecodeError> {
+        Err(DecodeError::new(bytes, DecodeReason::NoClaim))
     }
 }

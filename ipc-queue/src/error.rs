@@ -230,8 +230,9 @@ struct Undecoded {
     reason: DecodeReason,
 }
 
+/// What is wrong with a message.
 #[derive(Debug)]
-enum DecodeReason {
+pub(crate) enum DecodeReason {
     Codec(BoxError),
     Trailing(usize),
     Length {
@@ -242,12 +243,25 @@ enum DecodeReason {
     NoClaim,
     /// Its slot does not say where it lies.
     Reference,
-    Handles(Missing),
+    /// So many bytes were wanted for the message.
+    OutOfMemory(usize),
+    Handles(Box<Missing>),
+}
+
+impl DecodeReason {
+    #[cold]
+    pub(crate) fn codec(error: impl Into<BoxError>) -> Self {
+        Self::Codec(error.into())
+    }
+
+    pub(crate) fn handles(claim: Claim, error: FetchError) -> Self {
+        Self::Handles(Box::new(Missing { claim, error, hand: None }))
+    }
 }
 
 /// Handles that could not be fetched.
 #[derive(Debug)]
-struct Missing {
+pub(crate) struct Missing {
     claim: Claim,
     error: FetchError,
     /// Keeps them waiting.
@@ -256,33 +270,16 @@ struct Missing {
 
 impl DecodeError {
     #[cold]
-    fn new(bytes: &[u8], reason: DecodeReason) -> Self {
-        Self(Box::new(Undecoded { bytes: bytes.to_vec(), reason }))
-    }
-
-    #[cold]
-    pub(crate) fn codec(bytes: &[u8], error: impl Into<BoxError>) -> Self {
-        Self::new(bytes, DecodeReason::Codec(error.into()))
-    }
-
-    pub(crate) fn trailing(bytes: &[u8], left: usize) -> Self {
-        Self::new(bytes, DecodeReason::Trailing(left))
-    }
-
-    pub(crate) fn length(bytes: &[u8], len: usize, limit: usize) -> Self {
-        Self::new(bytes, DecodeReason::Length { len, limit })
-    }
-
-    pub(crate) fn no_claim(bytes: &[u8]) -> Self {
-        Self::new(bytes, DecodeReason::NoClaim)
+    pub(crate) fn new(bytes: Vec<u8>, reason: DecodeReason) -> Self {
+        Self(Box::new(Undecoded { bytes, reason }))
     }
 
     pub(crate) fn reference() -> Self {
-        Self::new(&[], DecodeReason::Reference)
+        Self::new(Vec::new(), DecodeReason::Reference)
     }
 
-    pub(crate) fn handles(bytes: &[u8], claim: Claim, error: FetchError) -> Self {
-        Self::new(bytes, DecodeReason::Handles(Missing { claim, error, hand: None }))
+    pub(crate) fn out_of_memory(len: usize) -> Self {
+        Self::new(Vec::new(), DecodeReason::OutOfMemory(len))
     }
 
     /// Keeps the handles waiting if another try may fetch them.
@@ -317,6 +314,11 @@ impl DecodeError {
     /// out. They wait as long as this error exists: see [`Receiver::redeem`](crate::Receiver::redeem).
     pub fn is_temporary(&self) -> bool {
         self.missing().is_some_and(FetchError::is_temporary)
+    }
+
+    /// This process has no memory for the message, which was larger than a slot. It is gone, and there are no bytes.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self.0.reason, DecodeReason::OutOfMemory(_))
     }
 
     fn missing(&self) -> Option<&FetchError> {
@@ -359,6 +361,9 @@ impl fmt::Display for DecodeError {
             }
             DecodeReason::NoClaim => write!(f, "a message of {len} bytes is too short to have handles"),
             DecodeReason::Reference => f.write_str("a message refers to memory that is not a message's"),
+            DecodeReason::OutOfMemory(wanted) => {
+                write!(f, "there is no memory left to receive a message of {wanted} bytes")
+            }
             DecodeReason::Handles(missing) => {
                 write!(f, "the handles in a message of {len} bytes cannot be fetched: {}", missing.error)
             }

@@ -203,7 +203,7 @@ impl Hold {
             return Err(DecodeError::reference());
         };
         let end = &self.end;
-        let mut limit = end.limit();
+        let limit = end.limit();
         let mut message = C::blank();
         if !C::has_room(&message, limit) {
             C::make_room(&mut message, limit);
@@ -215,8 +215,8 @@ impl Hold {
         if C::is_bulky(&message) {
             let reference = C::reference(&message).ok_or_else(DecodeError::reference)?;
             self.run = Some(reference);
-            C::set_fetched(&mut message, end.copy_kept(reference).ok_or_else(DecodeError::reference)?);
-            limit = end.longest();
+            let bytes = end.copy_kept(reference)?;
+            return C::decode_fetched(&message, bytes);
         }
         C::decode(&message, limit)
     }

@@ -282,18 +282,15 @@ impl<T, C: Format<T>> Receiver<T, C> {
     #[cold]
     fn open_special(&self, message: &mut C::Message) -> Result<T, DecodeError> {
         let hand = C::has_handles(message).then(|| self.end.hand());
-        let mut limit = self.end.limit();
-        if C::is_bulky(message) {
+        let value = if C::is_bulky(message) {
             let bulky = C::take_bulky(message).ok_or_else(DecodeError::reference)?;
-            C::fetch(message, &self.end.hold(bulky));
-            limit = self.end.longest();
-        }
-        let value = match hand {
-            None => C::decode(message, limit),
-            Some(hand) => C::decode_parcel(message, limit).map_err(|error| error.with_hand(Some(hand))),
+            // The chunks are free before the user's code runs.
+            let bytes = self.end.hold(bulky).copy()?;
+            C::decode_fetched(message, bytes)
+        } else {
+            C::decode_parcel(message, self.end.limit())
         };
-        C::shed(message);
-        value
+        value.map_err(|error| error.with_hand(hand))
     }
 
     /// Messages of one step, with all its waiting; without patience, only what the ring has at once.
@@ -418,7 +415,7 @@ impl<T, C: Format<T>> Receiver<T, C> {
     /// ```
     pub fn redeem(&self, error: DecodeError) -> Result<T, DecodeError> {
         let (bytes, claim, hand) = error.retry()?;
-        C::redeem(&bytes, claim).map_err(|error| error.with_hand(hand))
+        C::redeem(bytes, claim).map_err(|error| error.with_hand(hand))
     }
 }
 

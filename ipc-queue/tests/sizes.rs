@@ -6,9 +6,11 @@ mod common;
 
 use common::{Peer, child as child_of_test, was_killed, watchdog};
 use ipc_queue::{
-    BytesReceiver, BytesSender, Grant, Receiver, Sender, bounded, bounded_bytes, builder, bytes_builder,
+    BytesReceiver, BytesSender, Grant, LeaseReceiver, Receiver, Sender, bounded, bounded_bytes, builder,
+    bytes_builder,
 };
 use parking_lot::Mutex;
+use rustix::process::{Resource, Rlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -33,6 +35,8 @@ enum Orders {
     Try(Sender<Vec<u8>>),
     #[cfg(feature = "crash-points")]
     TryBytes(BytesSender),
+    /// Receives large messages without memory for them, then small ones.
+    Starve(Receiver<Vec<u8>>, BytesReceiver, LeaseReceiver<Vec<u8>>),
     /// Takes a message and memory for one, forgets both, lets go of the queue, and stays if it is told to.
     Forget {
         tx: BytesSender,
@@ -71,6 +75,19 @@ fn child() {
             if stays {
                 std::thread::sleep(Duration::from_secs(3600));
             }
+        }
+        Orders::Starve(rx, bytes, leases) => {
+            // What the messages need in chunks has its addresses already; private copies have none left.
+            let status = std::fs::read_to_string("/proc/self/statm").expect("read");
+            let pages: u64 = status.split(' ').next().and_then(|n| n.parse().ok()).expect("a number");
+            let limit = Rlimit { current: Some(pages * 4096 + (16 << 20)), maximum: None };
+            setrlimit(Resource::As, limit).expect("limited");
+            let error = rx.recv().expect_err("64 MiB");
+            reporter.report(&(error.to_string(), rx.recv().expect("small")));
+            let error = bytes.recv().expect_err("64 MiB");
+            reporter.report(&(error.to_string(), bytes.recv().expect("small")));
+            let error = leases.recv_lease().expect_err("64 MiB");
+            reporter.report(&(error.to_string(), leases.recv_lease().expect("small").ack()));
         }
         Orders::Flood(tx) => {
             for number in 0.. {
@@ -499,6 +516,27 @@ fn a_message_for_which_the_machine_has_no_memory_is_an_error() {
     assert!(error.is_out_of_memory(), "{error}");
     tx.send(b"small").expect("there is memory for this");
     assert_eq!(rx.recv().expect("received"), b"small");
+}
+
+#[test]
+fn a_message_for_which_its_receiver_has_no_memory_is_an_error_and_the_queue_goes_on() {
+    let _dog = watchdog();
+    let (tx, rx) = builder::<Vec<u8>>().capacity(4).byte_budget(65 * MIB).build().expect("a queue");
+    let (bytes_tx, bytes_rx) = bytes_builder().capacity(4).byte_budget(65 * MIB).build().expect("a queue");
+    let leased = builder::<Vec<u8>>().capacity(4).byte_budget(65 * MIB).at_least_once();
+    let (lease_tx, lease_rx) = leased.build().expect("a queue");
+    for len in [64 * MIB, 1] {
+        tx.send(vec![7; len]).expect("sent");
+        bytes_tx.send(&vec![7; len]).expect("sent");
+        lease_tx.send(vec![7; len]).expect("sent");
+    }
+    let peer = Peer::start(&Orders::Starve(rx, bytes_rx, lease_rx), None);
+    for prefix in [4, 0, 4] {
+        let (error, next): (String, Vec<u8>) = peer.report().expect("alive");
+        assert!(error.contains(&(64 * MIB + prefix).to_string()), "{error}");
+        assert_eq!(next, [7]);
+    }
+    assert!(peer.wait().success());
 }
 
 #[test]

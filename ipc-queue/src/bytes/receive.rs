@@ -89,7 +89,8 @@ impl BytesReceiver {
     ///
     /// # Errors
     ///
-    /// As [`BytesReceiver::recv_ref`].
+    /// As [`BytesReceiver::recv_ref`], or [`RecvError::Decode`] if this process has no memory for the copy
+    /// ([`DecodeError::is_out_of_memory`]); the message is gone then.
     ///
     /// # If the peer dies
     ///
@@ -99,7 +100,7 @@ impl BytesReceiver {
     ///
     /// See [`BytesSender::send`](crate::BytesSender::send).
     pub fn recv(&self) -> Result<Vec<u8>, RecvError> {
-        self.recv_ref().map(|message| message.held.copy())
+        self.recv_ref().and_then(|message| Ok(message.held.copy()?))
     }
 
     /// Receives a private copy of a message if one is there now. Never blocks.
@@ -112,7 +113,7 @@ impl BytesReceiver {
     ///
     /// As [`BytesReceiver::try_recv_ref`].
     pub fn try_recv(&self) -> Result<Vec<u8>, TryRecvError> {
-        self.try_recv_ref().map(|message| message.held.copy())
+        self.try_recv_ref().and_then(|message| Ok(message.held.copy()?))
     }
 
     /// Receives a private copy of a message. Blocks as [`BytesReceiver::recv_ref`], up to `timeout`.
@@ -125,7 +126,7 @@ impl BytesReceiver {
     ///
     /// As [`BytesReceiver::recv_ref`].
     pub fn recv_timeout(&self, timeout: Duration) -> Result<Vec<u8>, RecvTimeoutError> {
-        self.recv_ref_timeout(timeout).map(|message| message.held.copy())
+        self.recv_ref_timeout(timeout).and_then(|message| Ok(message.held.copy()?))
     }
 
     /// Receives a private copy of a message. Blocks as [`BytesReceiver::recv_ref`], until `deadline`.
@@ -138,7 +139,7 @@ impl BytesReceiver {
     ///
     /// As [`BytesReceiver::recv_ref`].
     pub fn recv_until(&self, deadline: Instant) -> Result<Vec<u8>, RecvTimeoutError> {
-        self.recv_ref_until(deadline).map(|message| message.held.copy())
+        self.recv_ref_until(deadline).and_then(|message| Ok(message.held.copy()?))
     }
 
     /// The messages to come, in place, until every sender is gone or the queue is closed, and nothing is left. Blocks for each

@@ -16,8 +16,8 @@
 
 use super::packet::Packet;
 use super::{Custom, Limits, Postcard, Refusal, Transfer};
-use crate::bulk::{Bulky, Held, PREFIX, Reference};
-use crate::error::{DecodeError, EncodeError};
+use crate::bulk::{Bulky, PREFIX, Reference};
+use crate::error::{DecodeError, DecodeReason, EncodeError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shm_core::broker::{self, Claim, Deposit};
@@ -42,11 +42,12 @@ pub(super) trait Coder<T> {
     }
 
     /// Reads a value from all of the bytes.
-    fn read<E: From<DecodeError>>(bytes: &[u8]) -> Result<T, E>;
+    /// `fail` makes the error that is asked for, so that a value is moved once.
+    fn read<E>(bytes: &[u8], fail: impl FnOnce(DecodeReason) -> E) -> Result<T, E>;
 
     /// As [`Coder::read`], for what is seldom done.
-    fn read_apart(bytes: &[u8]) -> Result<T, DecodeError> {
-        Self::read(bytes)
+    fn read_apart(bytes: &[u8]) -> Result<T, DecodeReason> {
+        Self::read(bytes, |reason| reason)
     }
 }
 
@@ -116,8 +117,12 @@ macro_rules! travels_in_packets {
                 decode_apart::<T, Self>(message, limit)
             }
 
-            fn redeem(bytes: &[u8], claim: Claim) -> Result<T, DecodeError> {
-                redeem::<T, Self>(bytes, claim)
+            fn decode_fetched(message: &Packet, bytes: Vec<u8>) -> Result<T, DecodeError> {
+                decode_fetched::<T, Self>(message, bytes)
+            }
+
+            fn redeem(bytes: Vec<u8>, claim: Claim) -> Result<T, DecodeError> {
+                redeem::<T, Self>(&bytes, claim).map_err(|reason| DecodeError::new(bytes, reason))
             }
 
             #[inline(always)]
@@ -157,18 +162,6 @@ macro_rules! travels_in_packets {
                 message.take_bulky()
             }
 
-            fn fetch(message: &mut Packet, held: &Held<'_>) {
-                message.set_bytes(held.copy());
-            }
-
-            fn set_fetched(message: &mut Packet, bytes: Vec<u8>) {
-                message.set_bytes(bytes);
-            }
-
-            fn shed(message: &mut Packet) {
-                message.shed();
-            }
-
             #[inline(always)]
             fn has_handles(message: &Packet) -> bool {
                 message.has_handles()
@@ -199,14 +192,12 @@ fn decode<T, C: Coder<T>, E: From<DecodeError>>(message: &Packet, limit: usize) 
     if message.is_special() || message.claimed_len() > limit || is_receiving() {
         return decode_apart::<T, C>(message, limit).map_err(E::from);
     }
-    C::read(message.bytes())
+    C::read(message.bytes(), |reason| undecoded(message.bytes(), reason).into())
 }
 
-/// Fetches the handles of a message and decodes it.
-fn redeem<T, C: Coder<T>>(bytes: &[u8], claim: Claim) -> Result<T, DecodeError> {
-    let fetched = broker::fetch(&claim);
-    let descriptors = fetched.map_err(|error| DecodeError::handles(bytes, claim, error))?;
-    decode_with::<T, C>(bytes, descriptors)
+#[cold]
+fn undecoded(bytes: &[u8], reason: DecodeReason) -> DecodeError {
+    DecodeError::new(bytes.to_vec(), reason)
 }
 
 /// Decodes a message with handles, or one whose prefix is wrong, or any while the thread receives something else: then
@@ -219,18 +210,46 @@ fn decode_apart<T, C: Coder<T>>(message: &Packet, limit: usize) -> Result<T, Dec
         return Err(DecodeError::reference());
     }
     if message.claimed_len() > limit {
-        return Err(DecodeError::length(bytes, message.claimed_len(), limit));
+        let reason = DecodeReason::Length { len: message.claimed_len(), limit };
+        return Err(undecoded(bytes, reason));
     }
-    if !message.has_handles() {
-        return decode_with::<T, C>(bytes, Vec::new());
+    open_apart::<T, C>(bytes, message.has_handles()).map_err(|(len, reason)| undecoded(&bytes[..len], reason))
+}
+
+/// Decodes the bytes of a message that lay in chunks. Into the error they go as they are: there may be many.
+fn decode_fetched<T, C: Coder<T>>(message: &Packet, mut bytes: Vec<u8>) -> Result<T, DecodeError> {
+    if !message.has_handles() && !is_receiving() {
+        return C::read(&bytes, |reason| reason).map_err(|reason| DecodeError::new(bytes, reason));
+    }
+    open_apart::<T, C>(&bytes, message.has_handles()).map_err(|(len, reason)| {
+        bytes.truncate(len);
+        DecodeError::new(bytes, reason)
+    })
+}
+
+/// Decodes a message apart from whatever else this thread receives, with its handles. An error comes with the length of the
+/// message without its claim.
+fn open_apart<T, C: Coder<T>>(bytes: &[u8], has_handles: bool) -> Result<T, (usize, DecodeReason)> {
+    if !has_handles {
+        return decode_with::<T, C>(bytes, Vec::new()).map_err(|reason| (bytes.len(), reason));
     }
     match bytes.split_last_chunk::<{ Claim::LEN }>() {
-        Some((bytes, claim)) => redeem::<T, C>(bytes, Claim::from_bytes(claim)),
-        None => Err(DecodeError::no_claim(bytes)),
+        Some((bytes, claim)) => {
+            redeem::<T, C>(bytes, Claim::from_bytes(claim)).map_err(|reason| (bytes.len(), reason))
+        }
+        None => Err((bytes.len(), DecodeReason::NoClaim)),
     }
 }
 
-fn decode_with<T, C: Coder<T>>(bytes: &[u8], descriptors: Vec<OwnedFd>) -> Result<T, DecodeError> {
+/// Fetches the handles of a message and decodes it.
+fn redeem<T, C: Coder<T>>(bytes: &[u8], claim: Claim) -> Result<T, DecodeReason> {
+    match broker::fetch(&claim) {
+        Ok(descriptors) => decode_with::<T, C>(bytes, descriptors),
+        Err(error) => Err(DecodeReason::handles(claim, error)),
+    }
+}
+
+fn decode_with<T, C: Coder<T>>(bytes: &[u8], descriptors: Vec<OwnedFd>) -> Result<T, DecodeReason> {
     let _session = ReceiveSession::begin(descriptors);
     C::read_apart(bytes)
 }

@@ -3,7 +3,7 @@
 use super::Limits;
 use super::coder::Coder;
 use super::packet::Packet;
-use crate::error::DecodeError;
+use crate::error::DecodeReason;
 use crate::layout;
 use shm_core::codec::{Codec, Sink};
 use std::convert::Infallible;
@@ -36,7 +36,7 @@ impl<T, C: Codec<T>> Coder<T> for Custom<C> {
     }
 
     #[inline]
-    fn read<E: From<DecodeError>>(bytes: &[u8]) -> Result<T, E> {
-        C::decode(bytes).map_err(|error| DecodeError::codec(bytes, error).into())
+    fn read<E>(bytes: &[u8], fail: impl FnOnce(DecodeReason) -> E) -> Result<T, E> {
+        C::decode(bytes).map_err(|error| fail(DecodeReason::codec(error)))
     }
 }

@@ -37,8 +37,7 @@ pub struct Packet {
     /// Bytes of the message: of one to be sent, all, also if it is too long to be kept; of one that was taken, those that are
     /// here.
     len: usize,
-    /// Of a message that was taken: as read from the slot, unchecked. Apart from the length, which may have all bits once the
-    /// message was fetched from chunks.
+    /// Of a message that was taken: as read from the slot, unchecked.
     prefix: u32,
     /// Of a message that was taken: the chunks in which it lies. Not in `extra`: nothing is allocated while a slot is claimed.
     bulky: Option<Bulky>,
@@ -268,20 +267,6 @@ impl Packet {
     pub(super) fn take_bulky(&mut self) -> Option<Bulky> {
         self.bulky.take()
     }
-
-    /// The message is these bytes, and keeps its handles.
-    pub(super) fn set_bytes(&mut self, bytes: Vec<u8>) {
-        self.prefix &= HANDLES;
-        self.len = bytes.len();
-        self.extra().heap = bytes;
-    }
-
-    pub(super) fn shed(&mut self) {
-        self.len = 0;
-        if let Some(extra) = &mut self.extra {
-            extra.heap = Vec::new();
-        }
-    }
 }
 
 impl Drop for Packet {
@@ -423,16 +408,5 @@ mod tests {
     fn a_slot_too_short_for_a_reference_has_none() {
         let prefix = LARGE | u32::try_from(Reference::LEN).expect("16");
         assert_eq!(loaded(prefix).reference(), None);
-    }
-
-    #[test]
-    #[cfg(target_pointer_width = "64")]
-    fn a_message_of_gigabytes_keeps_its_length() {
-        let len = (HANDLES | LARGE | 5) as usize;
-        let mut packet = loaded(LARGE);
-        // Zeros that are never touched take no memory.
-        packet.set_bytes(vec![0; len]);
-        assert_eq!((packet.len(), packet.bytes().len()), (len, len));
-        assert!(!packet.has_handles() && !packet.is_bulky());
     }
 }

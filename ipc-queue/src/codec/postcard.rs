@@ -3,7 +3,7 @@
 use super::Limits;
 use super::coder::Coder;
 use super::packet::{Filler, Packet};
-use crate::error::DecodeError;
+use crate::error::DecodeReason;
 use crate::layout;
 use postcard::de_flavors::{self, Flavor as Source};
 use postcard::ser_flavors::Flavor;
@@ -94,20 +94,19 @@ impl<T: Serialize + DeserializeOwned> Coder<T> for Postcard {
     }
 
     #[inline(always)]
-    fn read<E: From<DecodeError>>(bytes: &[u8]) -> Result<T, E> {
-        whole(bytes, de_flavors::Slice::new(bytes))
+    fn read<E>(bytes: &[u8], fail: impl FnOnce(DecodeReason) -> E) -> Result<T, E> {
+        whole(de_flavors::Slice::new(bytes), fail)
     }
 
-    fn read_apart(bytes: &[u8]) -> Result<T, DecodeError> {
-        whole(bytes, Apart(de_flavors::Slice::new(bytes)))
+    fn read_apart(bytes: &[u8]) -> Result<T, DecodeReason> {
+        whole(Apart(de_flavors::Slice::new(bytes)), |reason| reason)
     }
 }
 
 /// The value that the source has, if it is all of it.
 #[inline(always)]
-fn whole<'b, T, F, E>(bytes: &'b [u8], source: F) -> Result<T, E>
+fn whole<'b, T, F, E>(source: F, fail: impl FnOnce(DecodeReason) -> E) -> Result<T, E>
 where
-    E: From<DecodeError>,
     T: DeserializeOwned,
     F: Source<'b, Remainder = &'b [u8]> + 'b,
 {
@@ -117,9 +116,9 @@ where
     if value.is_ok() {
         match source.finalize() {
             Ok([]) => {}
-            Ok(rest) => return Err(DecodeError::trailing(bytes, rest.len()).into()),
-            Err(error) => return Err(DecodeError::codec(bytes, error).into()),
+            Ok(rest) => return Err(fail(DecodeReason::Trailing(rest.len()))),
+            Err(error) => return Err(fail(DecodeReason::codec(error))),
         }
     }
-    value.map_err(|error| DecodeError::codec(bytes, error).into())
+    value.map_err(|error| fail(DecodeReason::codec(error)))
 }

@@ -1,6 +1,6 @@
 //! Values to bytes and back, in a model: copies of plain data, or postcard. The bytes go through the ring.
 
-use crate::error::{DecodeError, EncodeError};
+use crate::error::{DecodeError, DecodeReason, EncodeError};
 use crate::ring::MAX_PAYLOAD;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -44,8 +44,8 @@ impl<T: Serialize + DeserializeOwned> Sealed<T> for Postcard {
     fn decode(bytes: &[u8]) -> Result<T, DecodeError> {
         match postcard::take_from_bytes(bytes) {
             Ok((value, [])) => Ok(value),
-            Ok((_, left)) => Err(DecodeError::trailing(bytes, left.len())),
-            Err(error) => Err(DecodeError::codec(bytes, error)),
+            Ok((_, left)) => Err(DecodeError::new(bytes.to_vec(), DecodeReason::Trailing(left.len()))),
+            Err(error) => Err(DecodeError::new(bytes.to_vec(), DecodeReason::codec(error))),
         }
     }
 }
@@ -58,7 +58,9 @@ impl<T: Plain> Sealed<T> for Verbatim {
     }
 
     fn decode(bytes: &[u8]) -> Result<T, DecodeError> {
-        bytemuck::try_pod_read_unaligned(bytes)
-            .map_err(|_| DecodeError::length(bytes, bytes.len(), size_of::<T>()))
+        bytemuck::try_pod_read_unaligned(bytes).map_err(|_| {
+            let reason = DecodeReason::Length { len: bytes.len(), limit: size_of::<T>() };
+            DecodeError::new(bytes.to_vec(), reason)
+        })
     }
 }

@@ -333,7 +333,7 @@ impl<T, C: Format<T>> Consumer<T, C> {
     /// As [`Consumer::recv`] for the message; an error of another kind comes back as it is.
     pub fn redeem(&mut self, error: DecodeError) -> Result<T, DecodeError> {
         let (bytes, claim, hand) = error.retry()?;
-        C::redeem(&bytes, claim).map_err(|error| error.with_hand(hand))
+        C::redeem(bytes, claim).map_err(|error| error.with_hand(hand))
     }
 }
 
