@@ -68,8 +68,6 @@ pub(crate) enum Miss {
     Claimed(Claim),
     /// Too few chunks or cells are free.
     Scarce,
-    /// Empty, but messages that others have on lease may come back.
-    Leased,
     Exhausted,
     /// The queue was closed while a slot was claimed.
     Closed,

@@ -37,10 +37,9 @@ macro_rules! leased_end {
                 self.len() == 0
             }
 
-            /// Whether the next `try_send` would find no room. May be stale at once.
+            /// Whether the next `try_send` would find no room. May be stale at once. `false` in a forked child that cannot attach.
             pub fn is_full(&self) -> bool {
-                let tally = self.end.tally();
-                tally.waiting + tally.leased >= self.end.max_unfinished() || self.end.len() >= self.capacity()
+                self.end.is_full()
             }
 
             /// How many messages were sent and are not acknowledged. May be stale at once. Looks at every cell.
@@ -117,7 +116,6 @@ use crate::codec::Format;
 use crate::end::{End, Miss};
 use crate::error::DecodeError;
 use crate::layout::Side;
-use crate::ring::PopError;
 use crate::wait::{Patience, Stop};
 use shm_core::fork::ForkStamp;
 use shm_core::sync::{AtomicU64, AtomicUsize, Ordering};
@@ -299,10 +297,7 @@ impl End {
         if let Some(cell) = self.take_returned() {
             return Ok(Some(cell));
         }
-        match self.leasing().store.pop(self.ring(), self.cursor(), self.me()) {
-            Err(PopError::Empty) if self.is_needed_still() => Err(Miss::Leased),
-            popped => Ok(popped?),
-        }
+        Ok(self.leasing().store.pop(self.ring(), self.cursor(), self.me())?)
     }
 
     /// A message that came back. If there are more, [`End::done`] passes the wake-up on.
@@ -315,12 +310,12 @@ impl End {
         notice.heed(|| self.leasing().store.cells().take_returned(self.me()))
     }
 
-    /// Whether the senders are gone or the queue is closed, but something may come back or is still on its way.
-    fn is_needed_still(&self) -> bool {
-        if !self.control().has_ended_for(Side::Receiver) {
+    /// For a receiver that found nothing though the senders are gone or the queue is closed: whether something may come back, or
+    /// is still in the hands of another receiver that is taking it.
+    pub(crate) fn is_needed_still(&self) -> bool {
+        let Some(leasing) = &self.leasing else {
             return false;
-        }
-        let leasing = self.leasing();
+        };
         // SYNC chunk-count: read before the words; pairs with `note_freed`.
         let mark = u64::from(self.control().freed.0.count.load(Ordering::Acquire)) + 1;
         // Looking at all cells takes too long for a poll, and as long as none is freed it would be the same. Or almost: that
@@ -402,8 +397,17 @@ impl End {
         self.check().map_or(Count::default(), |()| self.leasing().store.cells().tally())
     }
 
+    /// Whether the ring or the cells have no room; not in a forked child that cannot attach.
+    fn is_full(&self) -> bool {
+        let is_full = |()| {
+            let tally = self.leasing().store.cells().tally();
+            tally.waiting + tally.leased >= self.max_unfinished() || self.len() >= self.capacity()
+        };
+        self.check().is_ok_and(is_full)
+    }
+
     fn max_unfinished(&self) -> usize {
-        self.leasing().store.cells().count()
+        self.leasing().store.count()
     }
 
     /// Waits until every message is acknowledged.

@@ -136,7 +136,7 @@ impl End {
         let known = self.control().has_ended_for(self.side());
         match miss {
             Miss::Exhausted => return Err(Stop::Exhausted),
-            Miss::Nothing | Miss::Leased if !known && !self.may_look() => return Err(Stop::Late),
+            Miss::Nothing if !known && !self.may_look() => return Err(Stop::Late),
             Miss::Scarce if !known && !self.is_hoard_of_the_dead() && !self.may_look() => {
                 return Err(Stop::Late);
             }
@@ -217,8 +217,6 @@ impl End {
                 Ok(done) => return Some(Ok(done)),
                 Err(Miss::Exhausted) => return Some(Err(Stop::Exhausted)),
                 Err(Miss::Nothing | Miss::Scarce | Miss::Closed) => break,
-                // Another one's death may bring something.
-                Err(Miss::Leased) => return None,
                 Err(miss) if self.is_on_its_way(miss) => return None,
                 Err(Miss::Claimed(claim)) if self.recover(claim) => {}
                 Err(Miss::Claimed(claim)) if self.is_swept_elsewhere(claim) => return None,
@@ -226,6 +224,10 @@ impl End {
                 Err(Miss::Claimed(claim)) if before != Some(claim) => before = Some(claim),
                 Err(Miss::Claimed(_)) => break,
             }
+        }
+        // Behind the looks at the ring. Another one's death may bring something.
+        if self.is_needed_still() {
+            return None;
         }
         if end == Stop::Closed {
             // Others may have gone to sleep over a claim that was still on its way.

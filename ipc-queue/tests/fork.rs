@@ -7,7 +7,7 @@ mod common;
 use common::watchdog;
 use ipc_queue::{Receiver, RecvError, Sender, TrySendError, bounded, bounded_plain, builder};
 use parking_lot::{Mutex, MutexGuard};
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions, kill_process, setrlimit, waitpid};
 use shm_core::handle::{ReceiveSession, SendSession};
 use std::time::Duration;
 
@@ -366,6 +366,25 @@ fn a_child_is_woken_by_the_close_of_its_parent() {
     }
     assert!(tx.close());
     child.succeeds();
+}
+
+#[test]
+fn a_child_that_cannot_attach_finds_no_message_in_an_at_least_once_queue() {
+    let (_dog, _alone) = (watchdog(), alone());
+    let (tx, rx) = builder::<u64>().capacity(16).at_least_once().build().expect("a queue");
+    tx.send(1).expect("sent");
+    Child::fork(|| {
+        let few = Rlimit { current: Some(3), maximum: Some(3) };
+        setrlimit(Resource::Nofile, few).expect("no descriptor for an attachment");
+        rx.is_empty()
+            && !tx.is_full()
+            && !rx.is_full()
+            && (tx.max_unfinished(), tx.unfinished()) == (rx.max_unfinished(), 0)
+            && !rx.is_closed()
+            && format!("{rx:?}").starts_with("LeaseReceiver")
+    })
+    .succeeds();
+    assert_eq!(rx.recv_lease().expect("received").ack(), 1);
 }
 
 #[test]

@@ -74,8 +74,13 @@ impl Store {
         self.place.payload_len
     }
 
+    /// How many cells there are; touches no shared memory.
+    pub(crate) fn count(&self) -> usize {
+        self.place.count
+    }
+
     #[inline]
-    pub(crate) fn cells(&self) -> Cells<'static> {
+    pub(crate) fn cells(&self) -> Cells<'_> {
         let count = self.place.count;
         // SAFETY: the tables lie inside of the mapping, aligned; they are accessed as atomics in every process; `new`'s caller
         // keeps the mapping, and users have passed `End::check`.

@@ -6,7 +6,7 @@ use super::harness::alone;
 use super::line::{CAPACITY, Line, Message};
 use super::memory::Memory;
 use super::tracer::{Parcel, Victim, is_permitted, mark, report};
-use ipc_queue::{Receiver, Sender};
+use ipc_queue::{LeaseReceiver, Receiver, Sender, builder};
 use shm_core::segment::sweep_all;
 use std::time::Duration;
 
@@ -130,4 +130,30 @@ fn nobody_else_gets_what_a_stopped_receiver_has_claimed() {
 #[test]
 fn nobody_else_gets_what_a_stopped_receiver_is_releasing() {
     a_receiver_stops(CLAIMED + 1);
+}
+
+#[test]
+fn a_receiver_is_not_told_the_end_while_a_stopped_one_is_taking_the_last_job() {
+    let (_alone, _dog) = (alone(), watchdog());
+    if !is_permitted() {
+        return;
+    }
+    let mut victim = Victim::start(|socket| {
+        let rx: LeaseReceiver<u32> = Parcel::receive(socket).unpack();
+        mark();
+        report(socket, &rx.recv_lease().expect("there").ack());
+    });
+    // The slot of the next message is the one that the stopped process has claimed.
+    let (tx, rx) = builder::<u32>().capacity(1).byte_budget(0).at_least_once().build().expect("a queue");
+    tx.send(7).expect("room");
+    let _memory = stop_after(&mut victim, Parcel::pack(&rx), CLAIMED);
+    drop(tx);
+    assert!(rx.try_recv_lease().expect_err("it is another one's").is_empty());
+    let error = rx.recv_lease_timeout(Duration::from_millis(300)).expect_err("it is another one's");
+    assert!(error.is_timeout(), "{error:?}");
+    assert_eq!(rx.unfinished(), 1);
+    victim.go_on();
+    assert_eq!(victim.reported::<u32>(), 7);
+    victim.ends();
+    assert!(rx.recv_lease().expect_err("all is done").is_disconnected());
 }
