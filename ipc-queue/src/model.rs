@@ -14,7 +14,7 @@ pub use shm_core::owner::model::{Process, step};
 pub(crate) mod handles {
     pub use super::codec::{Format, Postcard, Verbatim};
     pub use super::ends::{
-        Iter, PlainReceiver, PlainSender, Receiver, Sender, TryIter, bounded, bounded_plain,
+        IntoIter, Iter, PlainReceiver, PlainSender, Receiver, Sender, TryIter, bounded, bounded_plain,
     };
     pub use crate::error::{
         DecodeError, EncodeError, Error, RecvError, RecvTimeoutError, SendError, SendTimeoutError,

@@ -10,6 +10,7 @@ use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use shm_core::Plain;
 use std::fmt;
+use std::iter::FusedIterator;
 use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
@@ -109,6 +110,7 @@ impl<T, C: Format<T>> Sender<T, C> {
         self.end.push(&bytes, patience).map_err(|stop| match stop {
             Stop::Late => Unsent::Late,
             Stop::Disconnected => Unsent::Failed(Failure::Disconnected),
+            Stop::Closed => Unsent::Failed(Failure::Closed),
             Stop::Exhausted => Unsent::Failed(Failure::Exhausted),
         })
     }
@@ -134,7 +136,8 @@ impl<T, C: Format<T>> Receiver<T, C> {
     ///
     /// # Errors
     ///
-    /// [`RecvError`]: nothing is left and nobody is there who could send, or the message does not decode.
+    /// [`RecvError`]: nothing is left, and nobody is there who could send or the queue is closed; or the message does not
+    /// decode.
     pub fn recv(&self) -> Result<T, RecvError> {
         let bytes = self.take(Patience::Forever).map_err(|unreceived| match unreceived {
             Unreceived::Dry(dry) => RecvError::from(dry),
@@ -178,7 +181,7 @@ impl<T, C: Format<T>> Receiver<T, C> {
         self.recv_timeout(Duration::ZERO)
     }
 
-    /// The messages until disconnect; blocks for each.
+    /// The messages until disconnect, or until the queue is closed and empty; blocks for each.
     pub fn iter(&self) -> Iter<'_, T, C> {
         Iter { receiver: self, ended: false }
     }
@@ -192,6 +195,7 @@ impl<T, C: Format<T>> Receiver<T, C> {
         self.end.pop(patience).map_err(|stop| match stop {
             Stop::Late => Unreceived::Late,
             Stop::Disconnected => Unreceived::Dry(Dry::Disconnected),
+            Stop::Closed => Unreceived::Dry(Dry::Closed),
             Stop::Exhausted => Unreceived::Dry(Dry::Exhausted),
         })
     }
@@ -204,19 +208,60 @@ pub struct Iter<'a, T, C: Format<T> = Postcard> {
     ended: bool,
 }
 
+/// The messages of a receiver until disconnect, owning it.
+#[derive(Debug)]
+pub struct IntoIter<T, C: Format<T> = Postcard> {
+    receiver: Receiver<T, C>,
+    ended: bool,
+}
+
+fn next<T, C: Format<T>>(receiver: &Receiver<T, C>, ended: &mut bool) -> Option<Result<T, RecvError>> {
+    if *ended {
+        return None;
+    }
+    let item = receiver.recv();
+    *ended = !matches!(item, Ok(_) | Err(RecvError::Decode(_)));
+    match item {
+        Err(RecvError::Disconnected | RecvError::Closed) => None,
+        item => Some(item),
+    }
+}
+
 impl<T, C: Format<T>> Iterator for Iter<'_, T, C> {
     type Item = Result<T, RecvError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.ended {
-            return None;
-        }
-        let item = self.receiver.recv();
-        self.ended = !matches!(item, Ok(_) | Err(RecvError::Decode(_)));
-        match item {
-            Err(RecvError::Disconnected) => None,
-            item => Some(item),
-        }
+        next(self.receiver, &mut self.ended)
+    }
+}
+
+impl<T, C: Format<T>> FusedIterator for Iter<'_, T, C> {}
+
+impl<T, C: Format<T>> Iterator for IntoIter<T, C> {
+    type Item = Result<T, RecvError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        next(&self.receiver, &mut self.ended)
+    }
+}
+
+impl<T, C: Format<T>> FusedIterator for IntoIter<T, C> {}
+
+impl<'a, T, C: Format<T>> IntoIterator for &'a Receiver<T, C> {
+    type Item = Result<T, RecvError>;
+    type IntoIter = Iter<'a, T, C>;
+
+    fn into_iter(self) -> Iter<'a, T, C> {
+        self.iter()
+    }
+}
+
+impl<T, C: Format<T>> IntoIterator for Receiver<T, C> {
+    type Item = Result<T, RecvError>;
+    type IntoIter = IntoIter<T, C>;
+
+    fn into_iter(self) -> IntoIter<T, C> {
+        IntoIter { receiver: self, ended: false }
     }
 }
 
@@ -266,6 +311,17 @@ macro_rules! handle {
                 /// The longest message in bytes.
                 pub fn max_message_len(&self) -> usize {
                     self.end.limit()
+                }
+
+                /// Closes the queue for everybody: every send fails from here on, those that sleep included, and so does
+                /// receiving once everything has been received. Returns whether this call did it. Never blocks.
+                pub fn close(&self) -> bool {
+                    self.end.close()
+                }
+
+                /// Whether the queue was closed. `true` stays true.
+                pub fn is_closed(&self) -> bool {
+                    self.end.is_closed()
                 }
             }
 

@@ -9,6 +9,7 @@
 //! a message was claimed, so it is at most the limit.
 #![allow(unsafe_code)]
 
+use crate::closing::Flags;
 use crate::ring::{Claim, Cursor, Layout, LayoutError, Memory, PopError, PushError, Ring};
 use shm_core::crash_point;
 use shm_core::owner::model;
@@ -43,6 +44,7 @@ impl Side {
 struct Queue {
     memory: Memory,
     limit: usize,
+    flags: Flags,
     not_empty: WaitLine,
     not_full: WaitLine,
     senders: AtomicU32,
@@ -86,6 +88,7 @@ pub(super) enum Patience {
 pub(super) enum Stop {
     Late,
     Disconnected,
+    Closed,
     Exhausted,
 }
 
@@ -95,13 +98,14 @@ enum Miss {
     Nothing,
     Claimed(Claim),
     Exhausted,
+    Closed,
 }
 
 impl From<PushError> for Miss {
     fn from(error: PushError) -> Self {
         match error {
-            // Nothing refuses here.
-            PushError::Full | PushError::Refused => Self::Nothing,
+            PushError::Full => Self::Nothing,
+            PushError::Refused => Self::Closed,
             PushError::Claimed(claim) => Self::Claimed(claim),
             PushError::Exhausted => Self::Exhausted,
         }
@@ -134,6 +138,7 @@ impl End {
         let queue = Arc::new(Queue {
             memory: Memory::new(Layout::new(capacity, limit.saturating_add(LEN))?),
             limit,
+            flags: Flags::new(),
             not_empty: WaitLine::new(),
             not_full: WaitLine::new(),
             senders: AtomicU32::new(1),
@@ -167,19 +172,42 @@ impl End {
         }
     }
 
+    /// Closes the queue and wakes everybody. Returns whether it was open.
+    pub(super) fn close(&self) -> bool {
+        let closed = self.queue.flags.close();
+        crash_point!("queue.close.marked");
+        self.queue.wake_all();
+        closed
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.queue.flags.is_closed()
+    }
+
     /// Sends the bytes of a message, which are not more than the limit.
     pub(super) fn push(&self, bytes: &[u8], patience: Patience) -> Result<(), Stop> {
+        if self.is_closed() {
+            return Err(Stop::Closed);
+        }
         if self.is_alone() {
             return Err(Stop::Disconnected);
         }
-        let write = |slot: *mut u8| {
+        let write = |_, slot: *mut u8| {
             // SAFETY: the slot is claimed for writing and has room for the length and the limit, aligned to 8 bytes.
             unsafe {
                 slot.cast::<u64>().write(bytes.len() as u64);
                 slot.add(LEN).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
             }
         };
-        self.operate(patience, || Ok(self.ring().try_push(&self.cursor, me(), write).map(drop)?))
+        let permit = || self.queue.flags.permits();
+        self.operate(patience, || {
+            let pushed = self.ring().try_push_if(&self.cursor, me(), permit, write);
+            if pushed == Err(PushError::Refused) {
+                // Receivers may wait for the claim that was withdrawn.
+                self.queue.sleeps(Side::Receiver).notify_all();
+            }
+            Ok(pushed.map(drop)?)
+        })
     }
 
     /// Takes the bytes of a message.
@@ -241,7 +269,10 @@ impl End {
         match attempt() {
             Ok(done) => Some(Ok(done)),
             Err(Miss::Exhausted) => Some(Err(Stop::Exhausted)),
-            Err(_) if self.is_alone() => Some(self.last_look(attempt)),
+            Err(Miss::Closed) => Some(Err(Stop::Closed)),
+            Err(miss) if !self.is_on_its_way(miss) && (self.is_alone() || self.is_closed()) => {
+                self.last_look(attempt, claim)
+            }
             Err(Miss::Claimed(found)) => {
                 claim.set(Some(found));
                 None
@@ -264,19 +295,41 @@ impl End {
         None
     }
 
-    /// The other side is gone: what it sent before it went is still there.
-    fn last_look<R>(&self, attempt: &mut impl FnMut() -> Result<R, Miss>) -> Result<R, Stop> {
+    /// Whether a receiver that missed waits for a sender that has claimed a slot.
+    fn is_on_its_way(&self, miss: Miss) -> bool {
+        let pending = matches!(miss, Miss::Claimed(claim) if claim.is_writing());
+        pending && self.side == Side::Receiver && !self.is_alone()
+    }
+
+    /// The other side is gone or the queue is closed: what was sent before is still there. Nothing if a sender may still
+    /// publish or withdraw what it had claimed.
+    fn last_look<R>(
+        &self,
+        attempt: &mut impl FnMut() -> Result<R, Miss>,
+        claim: &Cell<Option<Claim>>,
+    ) -> Option<Result<R, Stop>> {
+        // Before the looks at the ring.
+        let end = if self.queue.flags.is_final() { Stop::Closed } else { Stop::Disconnected };
         if self.side == Side::Sender {
-            return Err(Stop::Disconnected);
+            return Some(Err(end));
         }
         loop {
             match attempt() {
-                Ok(done) => return Ok(done),
-                Err(Miss::Exhausted) => return Err(Stop::Exhausted),
-                Err(Miss::Claimed(claim)) if self.recover(claim) => {}
-                Err(_) => return Err(Stop::Disconnected),
+                Ok(done) => return Some(Ok(done)),
+                Err(Miss::Exhausted) => return Some(Err(Stop::Exhausted)),
+                Err(Miss::Claimed(found)) if self.recover(found) => {}
+                Err(Miss::Claimed(found)) if self.is_on_its_way(Miss::Claimed(found)) => {
+                    claim.set(Some(found));
+                    return None;
+                }
+                Err(_) => break,
             }
         }
+        if end == Stop::Closed {
+            // Others may have gone to sleep over a claim that was still on its way.
+            self.queue.sleeps(Side::Receiver).notify_all();
+        }
+        Some(Err(end))
     }
 
     /// Repairs what a dead owner left. Returns whether it was dead, so that looking again may pay.
@@ -294,7 +347,7 @@ impl End {
     fn done(&self) {
         self.queue.sleeps(self.side.other()).notify(1);
         let ours = self.queue.sleeps(self.side);
-        if ours.has_sleepers() && self.is_ready() {
+        if ours.has_sleepers() && (self.is_ready() || self.is_closed()) {
             ours.notify(1);
         }
     }

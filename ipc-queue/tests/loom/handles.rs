@@ -3,7 +3,7 @@
 use super::explore;
 use ipc_queue::model::{Process, step};
 use ipc_queue::{
-    PlainReceiver, PlainSender, RecvError, RecvTimeoutError, TryRecvError, bounded, bounded_plain,
+    PlainReceiver, PlainSender, RecvError, RecvTimeoutError, SendError, TryRecvError, bounded, bounded_plain,
 };
 use loom::thread;
 use parking_lot::Mutex;
@@ -59,6 +59,89 @@ fn a_timeout_is_over_at_once() {
     assert_eq!(rx.try_recv().unwrap(), "one");
     assert!(matches!(rx.try_recv(), Err(TryRecvError::Empty)));
     assert_eq!((rx.len(), rx.capacity(), rx.max_message_len()), (0, 1, 240));
+}
+
+/// What was sent with success is received by whoever receives until it is told that the queue is closed.
+fn a_send_against_a_close() {
+    let (tx, rx) = queue(1);
+    let sender = thread::spawn({
+        let tx = tx.clone();
+        move || tx.send(1)
+    });
+    let closer = thread::spawn(move || tx.close());
+    let got: Vec<_> = rx.iter().map(Result::unwrap).collect();
+    assert!(closer.join().unwrap() && rx.is_closed());
+    match sender.join().unwrap() {
+        Ok(()) => assert_eq!(got, [1]),
+        Err(error) => {
+            assert!(error.is_closed() && got.is_empty(), "{error:?}, {got:?}");
+            assert_eq!(error.into_inner(), 1);
+        }
+    }
+}
+
+/// Each of two receivers is told, whoever gets the message; they may have slept over the claim of it.
+fn every_receiver_learns_of_a_close() {
+    let (tx, rx) = queue(1);
+    let other = thread::spawn({
+        let rx = rx.clone();
+        move || rx.into_iter().map(Result::unwrap).count()
+    });
+    let sender = thread::spawn(move || {
+        let sent = tx.send(1).is_ok();
+        tx.close();
+        sent
+    });
+    let got = rx.iter().map(Result::unwrap).count();
+    assert_eq!(got + other.join().unwrap(), usize::from(sender.join().unwrap()));
+    assert!(rx.recv().unwrap_err().is_closed());
+}
+
+/// It has sent what there is room for.
+fn a_sleeping_sender_learns_of_a_close() {
+    let (tx, rx) = queue(1);
+    tx.send(1).unwrap();
+    let sender = thread::spawn(move || tx.send(2));
+    assert!(rx.close());
+    assert!(!rx.close());
+    assert!(matches!(sender.join().unwrap(), Err(SendError::Closed(2))));
+    assert_eq!(rx.recv().unwrap(), 1);
+    assert!(matches!(rx.recv(), Err(RecvError::Closed)));
+    assert!(matches!(rx.try_recv(), Err(TryRecvError::Closed)));
+    assert!(matches!(rx.recv_timeout(Duration::ZERO), Err(RecvTimeoutError::Closed)));
+}
+
+/// Wherever a sender dies, it holds up nobody who waits for the end.
+fn a_sender_is_killed_while_the_queue_is_closed() {
+    let (tx, rx) = queue(1);
+    let victim = Process::new(1);
+    let doomed = start(&victim, {
+        let tx = tx.clone();
+        move || drop(tx.send(1))
+    });
+    victim.kill();
+    assert!(tx.close());
+    assert!(rx.iter().count() <= 1);
+    doomed.join().unwrap();
+    assert!(rx.try_recv().unwrap_err().is_closed());
+}
+
+/// By reference and by value, as a scheduler's loops have it.
+fn a_receiver_is_iterated() {
+    let (tx, rx) = queue(2);
+    let sender = thread::spawn(move || (1..=3).for_each(|message| tx.send(message).unwrap()));
+    let mut got = Vec::new();
+    for message in &rx {
+        got.push(message.unwrap());
+        if got.len() == 2 {
+            break;
+        }
+    }
+    for message in rx {
+        got.push(message.unwrap());
+    }
+    assert_eq!(got, [1, 2, 3]);
+    sender.join().unwrap();
 }
 
 /// What came of the runs of the next model.
@@ -142,6 +225,11 @@ models! {
     the_last_drop_of_a_side_wakes_the_other
     a_sleeping_sender_learns_that_nobody_receives
     a_timeout_is_over_at_once
+    a_send_against_a_close
+    every_receiver_learns_of_a_close
+    a_sleeping_sender_learns_of_a_close
+    a_sender_is_killed_while_the_queue_is_closed
+    a_receiver_is_iterated
     a_sender_is_killed_anywhere
     a_receiver_is_killed_anywhere
     a_sender_dies_in_its_slot
