@@ -460,7 +460,8 @@ impl<T, C> Receiver<T, C> {
         self.len() == 0
     }
 
-    /// Whether there is no room. May be stale at once.
+    /// Whether the queue has as many messages as its capacity. The byte budget is another bound: while this says `false`, there
+    /// may be no room for a message that does not fit a slot. May be stale at once.
     pub fn is_full(&self) -> bool {
         self.len() >= self.capacity()
     }

@@ -155,11 +155,12 @@ impl<T, C: Format<T>> Sender<T, C> {
         }
     }
 
-    /// Sends a message. Blocks while the queue is full, up to `timeout`; woken as [`Sender::send`].
+    /// Sends a message. Blocks while the queue is full, or its byte budget has no room for a message that does not fit a slot,
+    /// up to `timeout` for both together; woken as [`Sender::send`].
     ///
     /// # Errors
     ///
-    /// [`SendTimeoutError`] with the message.
+    /// [`SendTimeoutError`] with the message: the time is over, or what [`Sender::send`] fails for.
     ///
     /// # Examples
     ///
@@ -175,11 +176,11 @@ impl<T, C: Format<T>> Sender<T, C> {
         self.send_patiently(value, Patience::For(timeout))
     }
 
-    /// Sends a message. Blocks while the queue is full, until `deadline`; woken as [`Sender::send`].
+    /// Sends a message. Blocks as [`Sender::send_timeout`], until `deadline`.
     ///
     /// # Errors
     ///
-    /// [`SendTimeoutError`] with the message.
+    /// As [`Sender::send_timeout`].
     pub fn send_until(&self, value: T, deadline: Instant) -> Result<(), SendTimeoutError<T>> {
         self.send_patiently(value, Patience::Until(deadline))
     }
@@ -405,7 +406,8 @@ impl<T, C> Sender<T, C> {
         self.len() == 0
     }
 
-    /// Whether there is no room. May be stale at once.
+    /// Whether the queue has as many messages as its capacity. The byte budget is another bound: while this says `false`, there
+    /// may be no room for a message that does not fit a slot. May be stale at once.
     pub fn is_full(&self) -> bool {
         self.len() >= self.capacity()
     }

@@ -167,6 +167,61 @@ fn a_sender_that_waits_for_bytes_is_woken_by_a_receiver() {
     senders.into_iter().for_each(|sender| sender.join().expect("no panic"));
 }
 
+/// How many of 50 waits were ended by the end of a time slice, and not by a wake-up. `take_all` leaves no memory to `wait`;
+/// what it returns gives it back when it is dropped.
+fn slow_waits<R>(take_all: impl Fn() -> R, wait: impl Fn() + Sync) -> usize {
+    let is_slow = |_: &i32| {
+        let all = take_all();
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| {
+                wait();
+                Instant::now()
+            });
+            // Time to fall asleep. If it has not, it is not slow either.
+            std::thread::sleep(Duration::from_millis(5));
+            let freed = Instant::now();
+            drop(all);
+            let woken = waiter.join().expect("no panic");
+            woken.saturating_duration_since(freed) > Duration::from_millis(40)
+        })
+    };
+    (0..50).filter(is_slow).count()
+}
+
+/// A message of these bytes, which is received when this is dropped.
+struct Sent<'q>(&'q Receiver<Vec<u8>>, usize);
+
+impl Drop for Sent<'_> {
+    fn drop(&mut self) {
+        assert_eq!(self.0.recv().expect("received").len(), self.1);
+    }
+}
+
+#[test]
+fn whoever_waits_for_memory_is_woken_when_some_is_freed() {
+    let _dog = watchdog();
+    let (tx, _rx) = bytes_builder().capacity(4).byte_budget(MIB).build().expect("a queue");
+    let slow = slow_waits(|| tx.reserve(MIB).expect("all is free"), || drop(tx.reserve(1).expect("freed")));
+    // The ends of slices of 100 ms would end all of them.
+    assert!(slow < 12, "{slow} of 50 waits were slow");
+}
+
+#[test]
+fn whoever_waits_for_memory_is_woken_when_a_message_is_received() {
+    let _dog = watchdog();
+    let (tx, rx) = builder::<Vec<u8>>().capacity(4).byte_budget(MIB).build().expect("a queue");
+    let fill = || {
+        tx.send(vec![1; MIB - 3]).expect("all is free");
+        Sent(&rx, MIB - 3)
+    };
+    let wait = || {
+        tx.send(vec![2; 1000]).expect("freed");
+        drop(Sent(&rx, 1000));
+    };
+    let slow = slow_waits(fill, wait);
+    assert!(slow < 12, "{slow} of 50 waits were slow");
+}
+
 #[test]
 fn a_sender_that_waits_for_bytes_learns_that_the_last_receiver_is_gone() {
     let _dog = watchdog();

@@ -70,7 +70,7 @@ pub trait Codec<T> {
 }
 
 /// Where a [`Codec`] writes to. Keeps up to so many bytes and counts the rest, so that a value that is too long is not an
-/// error of the codec, and takes no memory.
+/// error of the codec, and takes no more memory than the longest that is not.
 ///
 /// It is an [`io::Write`] and a [`fmt::Write`] whose functions never fail.
 ///

@@ -8,7 +8,7 @@ use crate::error::{DecodeError, RecvError, RecvTimeoutError, TryRecvError};
 use crate::layout::Side;
 use crate::pollable::pollable;
 use crate::receiver::nothing;
-use crate::wait::{Patience, Stop};
+use crate::wait::{Patience, Stop, forever};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use shm_core::fork::ForkStamp;
 use std::fmt;
@@ -128,16 +128,7 @@ impl<T, C: Format<T>> LeaseReceiver<T, C> {
     /// If the `Deserialize` of `T` panics; the message goes back.
     #[inline]
     pub fn recv_lease(&self) -> Result<Lease<T>, RecvError> {
-        loop {
-            match self.take(Patience::Forever) {
-                Ok(lease) => return lease.map_err(RecvError::from),
-                Err(stop) => {
-                    if let Some(dry) = nothing(stop) {
-                        return Err(dry.into());
-                    }
-                }
-            }
-        }
+        Ok(forever(|patience| self.take(patience).map_err(nothing))??)
     }
 
     /// Receives a message on lease if one is there now. Never blocks.

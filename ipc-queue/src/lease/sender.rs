@@ -7,7 +7,7 @@ use crate::error::{EncodeError, Failure, Halt, SendBatchError, SendError, SendTi
 use crate::layout::Side;
 use crate::pollable::pollable;
 use crate::sender::Unsent;
-use crate::wait::Patience;
+use crate::wait::{Patience, forever};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::marker::PhantomData;
@@ -71,13 +71,8 @@ impl<T, C: Format<T>> LeaseSender<T, C> {
     /// What dead processes hold of the queue's memory is taken back here.
     #[inline]
     pub fn send(&self, value: T) -> Result<(), SendError<T>> {
-        loop {
-            match self.offer(&value, Patience::Forever) {
-                Ok(()) => return Ok(()),
-                Err(Unsent::Failed(failure)) => return Err(SendError::from_failure(failure, value)),
-                Err(Unsent::Late) => {}
-            }
-        }
+        forever(|patience| self.offer(&value, patience).map_err(Unsent::failure))
+            .map_err(|failure| SendError::from_failure(failure, value))
     }
 
     /// Sends a message if there is room now. Never blocks.
