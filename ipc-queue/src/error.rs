@@ -316,7 +316,8 @@ impl DecodeError {
         self.missing().is_some_and(FetchError::is_temporary)
     }
 
-    /// This process has no memory for the message, which was larger than a slot. It is gone, and there are no bytes.
+    /// This process has no memory for the message, which was larger than a slot. It is gone, unless the queue is an at-least-once
+    /// queue, and there are no bytes.
     pub fn is_out_of_memory(&self) -> bool {
         matches!(self.0.reason, DecodeReason::OutOfMemory(_))
     }

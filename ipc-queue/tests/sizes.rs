@@ -87,6 +87,10 @@ fn child() {
             let error = bytes.recv().expect_err("64 MiB");
             reporter.report(&(error.to_string(), bytes.recv().expect("small")));
             let error = leases.recv_lease().expect_err("64 MiB");
+            setrlimit(Resource::As, Rlimit { current: None, maximum: None }).expect("not limited");
+            let lease = leases.recv_lease().expect("it came back");
+            assert_eq!((lease.len(), lease.delivery_count()), (64 * MIB, 2));
+            lease.ack();
             reporter.report(&(error.to_string(), leases.recv_lease().expect("small").ack()));
         }
         Orders::Flood(tx) => {

@@ -121,7 +121,8 @@ impl<T, C: Format<T>> LeaseReceiver<T, C> {
     /// [`RecvError::Disconnected`] when no living process holds a sender, nothing is left, and no *other* process has messages on
     /// lease that may come back: this process is not needed any more. If this process itself has some on lease, it does not wait
     /// for others' leases: two such processes would wait for each other. [`RecvError::Closed`] likewise, if the queue was closed. [`RecvError::Decode`] for a message that is not a `T`: it counts as acknowledged, its bytes are in the
-    /// error, and the next call goes on behind it.
+    /// error, and the next call goes on behind it. If this process has no memory for it ([`DecodeError::is_out_of_memory`]), it goes
+    /// back.
     ///
     /// # Panics
     ///
@@ -261,7 +262,10 @@ impl<T, C: Format<T>> LeaseReceiver<T, C> {
     fn take(&self, patience: Patience) -> Result<Result<Lease<T>, DecodeError>, Stop> {
         let cell = self.end.lease_cell(patience)?;
         Ok(self.open(cell).map_err(|(error, hold)| {
-            hold.finish();
+            // Another receiver may have the memory for it, so it goes back then.
+            if !error.is_out_of_memory() {
+                hold.finish();
+            }
             error
         }))
     }
