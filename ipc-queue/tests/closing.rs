@@ -2,15 +2,18 @@
 #![cfg(not(loom))]
 
 mod common;
+#[path = "common/wakes.rs"]
+mod wakes;
 
 use common::{Peer, Reporter, child as child_of_test, watchdog};
 use ipc_queue::{
-    BytesReceiver, BytesSender, Receiver, RecvBatchError, RecvError, RecvTimeoutError, SendError,
-    SendTimeoutError, Sender, TryRecvError, TrySendError, bounded, bounded_bytes, bounded_plain, builder,
-    bytes_builder,
+    BytesReceiver, BytesSender, Receiver, RecvBatchError, RecvError, RecvTimeoutError, SendBatchError,
+    SendError, SendTimeoutError, Sender, TryRecvError, TrySendError, bounded, bounded_bytes, bounded_plain,
+    builder, bytes_builder,
 };
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
+use wakes::{ROUNDS, assert_wakes, assert_woken, is_slow};
 
 const SHORT: Duration = Duration::from_millis(2);
 const LONG: Duration = Duration::from_secs(50);
@@ -24,6 +27,11 @@ enum Orders {
     SendUntilClosed(Sender<u64>, usize),
     /// Receives until it cannot; reports how many it has, and whether the queue was closed.
     RecvUntilClosed(Receiver<u64>),
+    /// Fills each queue in turn; reports how many it has sent, when it is about to sleep over the next one, and when the
+    /// queue was closed.
+    FillEach(Vec<Sender<u64>>),
+    /// As `FillEach`, receiving from queues in which there is nothing.
+    DrainEach(Vec<Receiver<u64>>),
     /// Closes; reports whether it did it.
     Close(Sender<u64>),
     /// Reports 0 when it has begun, and then whether the queue is closed, whatever it was told before.
@@ -48,6 +56,15 @@ fn obey(orders: Orders, reporter: &Reporter) {
             }
             reporter.report(&(got, next.is_err_and(|error| error.is_closed())));
         }
+        Orders::FillEach(queues) => queues.iter().for_each(|tx| {
+            let sent = (0..).take_while(|n| tx.try_send(*n).is_ok()).count() as u64;
+            reporter.report(&(sent, false));
+            reporter.report(&(0_u64, tx.send(sent).is_err_and(|error| error.is_closed())));
+        }),
+        Orders::DrainEach(queues) => queues.iter().for_each(|rx| {
+            reporter.report(&(0_u64, false));
+            reporter.report(&(0_u64, rx.recv().is_err_and(|error| error.is_closed())));
+        }),
         Orders::Close(tx) => reporter.report(&(u64::from(tx.close()), true)),
         Orders::IsClosed(rx, word) => {
             reporter.report(&(0_u64, rx.is_closed()));
@@ -263,52 +280,72 @@ fn handles_in_messages_outlive_the_closing_of_their_queue() {
     assert_eq!(answers.recv().expect("received"), 7);
 }
 
-/// Runs `sleep` in a thread, closes some time later, and returns what it has got.
-fn woken<R: Send + 'static>(sleep: impl FnOnce() -> R + Send + 'static, close: impl FnOnce() -> bool) -> R {
-    let _dog = watchdog();
-    let thread = std::thread::spawn(sleep);
-    // Nobody can say that a thread has fallen asleep. If it has not yet, the outcome is the same.
-    std::thread::sleep(Duration::from_millis(20));
-    assert!(close());
-    thread.join().expect("no panic")
-}
-
 #[test]
 fn closing_wakes_a_sleeping_receiver() {
-    let (tx, rx) = bounded::<u32>(1).expect("a queue");
-    assert!(woken(move || rx.recv(), || tx.close()).expect_err("closed").is_closed());
+    let _dog = watchdog();
+    let scene = || {
+        let (tx, rx) = bounded::<u32>(1).expect("a queue");
+        let closer = tx.clone();
+        (move || (rx.recv(), tx), move || assert!(closer.close()))
+    };
+    assert_wakes(scene, |(received, _tx)| assert!(received.expect_err("closed").is_closed()));
 }
 
 #[test]
 fn closing_wakes_a_sleeping_sender() {
-    let (tx, rx) = bounded(1).expect("a queue");
-    tx.send(1).expect("sent");
-    let error = woken(move || tx.send(2), || rx.close()).expect_err("closed");
-    assert!(error.is_closed());
-    assert_eq!(error.into_inner(), 2);
+    let _dog = watchdog();
+    let scene = || {
+        let (tx, rx) = bounded(1).expect("a queue");
+        tx.send(1).expect("sent");
+        let closer = rx.clone();
+        (move || (tx.send(2), rx), move || assert!(closer.close()))
+    };
+    assert_wakes(scene, |(sent, _rx)| assert!(matches!(sent, Err(SendError::Closed(2)))));
 }
 
 #[test]
 fn closing_wakes_a_sender_in_the_middle_of_its_batch() {
-    let (tx, rx) = bounded(2).expect("a queue");
-    let error = woken(move || tx.send_batch([1, 2, 3, 4, 5]), || rx.close()).expect_err("closed");
-    assert!(error.is_closed());
-    let received: Vec<_> = rx.iter().map(|n| n.expect("received")).collect();
-    assert_eq!(error.sent(), received.len());
-    assert_eq!([received, error.into_unsent()].concat(), [1, 2, 3, 4, 5]);
+    let _dog = watchdog();
+    let scene = || {
+        let (tx, rx) = bounded(2).expect("a queue");
+        let closer = rx.clone();
+        (move || (tx.send_batch([1, 2, 3, 4, 5]), rx), move || assert!(closer.close()))
+    };
+    assert_wakes(scene, |(sent, rx): (Result<_, SendBatchError<i32>>, Receiver<i32>)| {
+        let error = sent.expect_err("closed");
+        assert!(error.is_closed());
+        let received: Vec<_> = rx.iter().map(|n| n.expect("received")).collect();
+        assert_eq!(error.sent(), received.len());
+        assert_eq!([received, error.into_unsent()].concat(), [1, 2, 3, 4, 5]);
+    });
 }
 
 #[test]
 fn closing_wakes_whoever_waits_for_memory() {
-    let (tx, rx): (Sender<Vec<u8>>, _) = builder().byte_budget(1 << 16).build().expect("a queue");
-    tx.send(vec![1; 60_000]).expect("sent");
-    let error = woken(move || tx.send(vec![2; 60_000]), || rx.close()).expect_err("closed");
-    assert!(error.is_closed() && error.into_inner() == [2; 60_000]);
+    let _dog = watchdog();
+    let scene = || {
+        let (tx, rx): (Sender<Vec<u8>>, _) = builder().byte_budget(1 << 16).build().expect("a queue");
+        tx.send(vec![1; 60_000]).expect("sent");
+        let closer = rx.clone();
+        (move || (tx.send(vec![2; 60_000]), rx), move || assert!(closer.close()))
+    };
+    assert_wakes(scene, |(sent, _rx)| {
+        let error = sent.expect_err("closed");
+        assert!(error.is_closed() && error.into_inner() == [2; 60_000]);
+    });
+}
 
-    let (tx, rx): (BytesSender, BytesReceiver) =
-        bytes_builder().byte_budget(1 << 16).build().expect("a queue");
-    tx.send(&[1; 60_000]).expect("sent");
-    assert!(woken(move || tx.reserve(60_000).map(drop), || rx.close()).expect_err("closed").is_closed());
+#[test]
+fn closing_wakes_whoever_waits_to_reserve_memory() {
+    let _dog = watchdog();
+    let scene = || {
+        let (tx, rx): (BytesSender, BytesReceiver) =
+            bytes_builder().byte_budget(1 << 16).build().expect("a queue");
+        tx.send(&[1; 60_000]).expect("sent");
+        let closer = rx.clone();
+        (move || (tx.reserve(60_000).map(drop), rx), move || assert!(closer.close()))
+    };
+    assert_wakes(scene, |(reserved, _rx)| assert!(reserved.expect_err("closed").is_closed()));
 }
 
 #[test]
@@ -330,25 +367,30 @@ fn a_close_in_one_process_is_known_in_another() {
 }
 
 #[test]
-fn closing_wakes_sleepers_in_other_processes() {
+fn closing_wakes_senders_in_other_processes() {
     let _dog = watchdog();
-    let (tx, rx) = bounded::<u64>(4).expect("a queue");
-    // It has attached, and sent what there is room for, when the queue is full.
-    let sender = Peer::start(&Orders::SendUntilClosed(tx.clone(), 1), None);
-    while !tx.is_full() {
-        std::thread::yield_now();
-    }
-    assert!(rx.close());
-    assert_eq!(report(&sender), (4, true));
+    let queues: Vec<_> = (0..ROUNDS).map(|_| bounded::<u64>(4).expect("a queue")).collect();
+    let peer = Peer::start(&Orders::FillEach(queues.iter().map(|(tx, _)| tx.clone()).collect()), None);
+    assert_woken(queues.iter().map(|(_, rx)| close_under(&peer, 4, || rx.close())));
+}
 
-    let (tx, rx) = bounded::<u64>(4).expect("a queue");
-    let receiver = Peer::start(&Orders::RecvUntilClosed(rx.clone()), None);
-    tx.send(1).expect("sent");
-    while !tx.is_empty() {
-        std::thread::yield_now();
-    }
-    assert!(tx.close());
-    assert_eq!(report(&receiver), (1, true));
+#[test]
+fn closing_wakes_receivers_in_other_processes() {
+    let _dog = watchdog();
+    let queues: Vec<_> = (0..ROUNDS).map(|_| bounded::<u64>(4).expect("a queue")).collect();
+    let peer = Peer::start(&Orders::DrainEach(queues.iter().map(|(_, rx)| rx.clone()).collect()), None);
+    assert_woken(queues.iter().map(|(tx, _)| close_under(&peer, 0, || tx.close())));
+}
+
+/// Closes the queue on which the peer is about to sleep, after it has moved so many messages. Returns whether that took
+/// as long as if nobody woke it.
+fn close_under(peer: &Peer, moved: u64, close: impl FnOnce() -> bool) -> bool {
+    assert_eq!(report(peer), (moved, false));
+    let woken = || {
+        assert_eq!(report(peer), (0, true));
+        Instant::now()
+    };
+    is_slow(|| assert!(close()), woken)
 }
 
 /// Two processes and two threads send, one by one and in batches, until somebody closes the queue in the middle of it all;

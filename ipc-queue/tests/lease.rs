@@ -1,8 +1,12 @@
 //! At-least-once queues in one process: leases, acknowledgements, what comes back, and when everything is done.
 
+#[path = "common/wakes.rs"]
+mod wakes;
+
 use ipc_queue::{LeaseReceiver, LeaseSender, RecvError, SendError, builder};
 use std::thread;
 use std::time::Duration;
+use wakes::assert_wakes;
 
 const SOON: Duration = Duration::from_millis(20);
 const LONG: Duration = Duration::from_secs(60);
@@ -53,15 +57,14 @@ fn a_panic_gives_the_message_back() {
 
 #[test]
 fn a_sleeping_receiver_gets_what_another_one_gives_back() {
-    let (tx, rx) = queue(4);
-    tx.send("a".into()).expect("sent");
-    let lease = rx.recv_lease().expect("received");
-    let there = rx.clone();
-    let waiting = thread::spawn(move || there.recv_lease().expect("received").ack());
-    // Nobody can say that a thread has fallen asleep. If it has not yet, the outcome is the same.
-    thread::sleep(SOON);
-    lease.nack();
-    assert_eq!(waiting.join().expect("no panic"), "a");
+    let scene = || {
+        let (tx, rx) = queue(4);
+        tx.send("a".into()).expect("sent");
+        let lease = rx.recv_lease().expect("received");
+        let sleep = move || (rx.recv_lease().expect("received").ack(), tx);
+        (sleep, move || lease.nack())
+    };
+    assert_wakes(scene, |(message, _tx)| assert_eq!(message, "a"));
 }
 
 #[test]
@@ -84,16 +87,17 @@ fn both_bounds_hold() {
 
 #[test]
 fn a_sender_that_waits_for_acknowledgements_is_woken() {
-    let (tx, rx) = builder::<u32>().capacity(1).at_least_once().unfinished(1).build().expect("a queue");
-    tx.send(1).expect("sent");
-    let lease = rx.recv_lease().expect("received");
-    let there = tx.clone();
-    let waiting = thread::spawn(move || there.send(2));
-    // Nobody can say that a thread has fallen asleep. If it has not yet, the outcome is the same.
-    thread::sleep(SOON);
-    lease.ack();
-    waiting.join().expect("no panic").expect("sent");
-    assert_eq!(rx.recv_lease().expect("received").ack(), 2);
+    let scene = || {
+        let (tx, rx) = builder::<u32>().capacity(1).at_least_once().unfinished(1).build().expect("a queue");
+        tx.send(1).expect("sent");
+        let lease = rx.recv_lease().expect("received");
+        let sleep = move || (tx.send(2), rx);
+        (sleep, move || assert_eq!(lease.ack(), 1))
+    };
+    assert_wakes(scene, |(sent, rx): (Result<_, _>, LeaseReceiver<u32>)| {
+        sent.expect("sent");
+        assert_eq!(rx.recv_lease().expect("received").ack(), 2);
+    });
 }
 
 #[test]
