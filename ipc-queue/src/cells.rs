@@ -41,8 +41,14 @@
 //!   the word is stored behind it and read before it.
 //! * *Two give messages back, and one notice is taken.* Whoever takes the [`Notice`] must see both messages. So it is put up by
 //!   a swap: the second one continues the release sequence of the first, which a store would end.
+//! * *The notice is down, and its taker stands still.* So it stays up for the look at the cells. Only who finds nothing takes it down,
+//!   and looks again: what came back behind the first look may have put it up before. Were that one stopped in the second look, it
+//!   would hide what came back during the first; so waiters look at the cells without the notice now and then.
 //! * *Is everything done?* A consumer may queue a follow-up in a cell that was looked at before, and then acknowledge its own. So
 //!   [`Cells::is_drained`] looks twice: words that are all the same in both passes were so together between the passes.
+//! * *Who acknowledges the last message, and wakes those who wait for that?* Of two at once, each may find that the other is not done
+//!   yet. So in [`Cells::has_rest`] a fence stands between the word that was freed and the look at the others: the one whose fence is
+//!   the later one sees what the other freed. What it finds unfinished will be acknowledged by somebody who looks then.
 //!
 //! # If a process dies
 //!
@@ -64,8 +70,8 @@
 //! tables and every loop ends.
 
 use shm_core::crash_point;
-use shm_core::sync::Ordering::{Acquire, Relaxed, Release};
-use shm_core::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering, ordering};
+use shm_core::sync::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use shm_core::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence, ordering};
 
 /// The most cells of a queue.
 pub const MAX_CELLS: usize = 1 << INDEX_BITS;
@@ -79,6 +85,8 @@ const GENERATION_SHIFT: u32 = DELIVERIES_SHIFT + DELIVERIES_BITS;
 const GENERATION_BITS: u32 = u64::BITS - GENERATION_SHIFT;
 const INDEX_BITS: u32 = 21;
 const MAX_DELIVERIES: u64 = (1 << DELIVERIES_BITS) - 1;
+/// How often words are looked at that move between two looks.
+const PASSES: usize = 8;
 
 /// Names of the accesses whose ordering matters; see `tests/loom.rs`.
 pub const ORDERINGS: &[&str] = &[
@@ -242,9 +250,13 @@ impl Notice {
         self.0.swap(1, ordering("cells.notice_up", Release));
     }
 
-    /// If the notice is up: takes it down, looks for a message, and puts it up again if there was one, because there may be more.
+    /// Looks for a message while the notice is up. If there is none: takes it down, looks again, and puts it up if there was one
+    /// now, because there may be more.
     #[cold]
-    pub fn heed<R>(&self, look: impl FnOnce() -> Option<R>) -> Option<R> {
+    pub fn heed<R>(&self, mut look: impl FnMut() -> Option<R>) -> Option<R> {
+        if let Some(found) = look() {
+            return Some(found);
+        }
         // SYNC cell-notice: before the words; pairs with `put_up`.
         if self.0.swap(0, ordering("cells.notice_down", Acquire)) == 0 {
             return None;
@@ -294,10 +306,8 @@ impl<'m> Cells<'m> {
     /// caller's own: where to look first.
     #[inline]
     pub fn claim(&self, me: u16, next: &AtomicUsize) -> Option<Cell> {
-        let count = self.count();
         // Relaxed: a private hint.
-        let first = next.load(Relaxed);
-        for index in (0..count).map(|step| (first.wrapping_add(step)) % count) {
+        for index in self.from(next.load(Relaxed)) {
             // SYNC cell-free: pairs with `release`, so that what the one before did with the memory is over.
             let seen = Word(self.words[index].load(ordering("cells.look", Acquire)));
             if !seen.is(State::Free) {
@@ -307,7 +317,7 @@ impl<'m> Cells<'m> {
             // FREE => OWNED(me). Relaxed: a word does not come back, so it is the one that was looked at.
             if self.swap(index, seen, word, Relaxed) {
                 crash_point!("cells.claimed");
-                next.store((index + 1) % count, Relaxed);
+                next.store(index + 1, Relaxed);
                 return Some(Cell { index, word });
             }
         }
@@ -336,14 +346,29 @@ impl<'m> Cells<'m> {
         if is_it { self.take_seen(me, index, seen) } else { None }
     }
 
-    /// Takes a message that came back, if there is one. Looks at every word.
-    pub fn take_returned(&self, me: u16) -> Option<Cell> {
-        (0..self.count()).find_map(|index| {
+    /// Takes a message that came back, if there is one. Looks at each word once at most. `next` is the caller's own: where to look
+    /// first.
+    pub fn take_returned(&self, me: u16, next: &AtomicUsize) -> Option<Cell> {
+        // Relaxed: a private hint.
+        self.from(next.load(Relaxed)).find_map(|index| {
             // SYNC cell-return, cell-queue: pairs with `give_back`, and with whoever swept (its swap is part of the release
             // sequence of `queue`).
             let seen = Word(self.words[index].load(ordering("cells.take", Acquire)));
-            if seen.is(State::Returned) { self.take_seen(me, index, seen) } else { None }
+            let taken = if seen.is(State::Returned) { self.take_seen(me, index, seen) } else { None };
+            taken.inspect(|_| next.store(index + 1, Relaxed))
         })
+    }
+
+    /// Whether a message came back that nobody has taken yet. May be stale at once. Looks at every word.
+    pub fn has_returned(&self) -> bool {
+        self.unfinished().any(|word| word.is(State::Returned))
+    }
+
+    /// All cells, from this one on; the number may be anything.
+    #[inline]
+    fn from(&self, first: usize) -> impl Iterator<Item = usize> + use<> {
+        let (count, first) = (self.count(), if first < self.count() { first } else { 0 });
+        (first..count).chain(0..first)
     }
 
     /// QUEUED, RETURNED => LEASED(me)
@@ -427,21 +452,47 @@ impl<'m> Cells<'m> {
         seen.is(State::Free) || seen.generation() != place.generation()
     }
 
-    /// Whether at one moment during this call every message that was sent was acknowledged. False also if somebody was too busy
-    /// to tell. `seen` is scratch memory. Looks at every word twice.
+    /// Whether at one moment during this call every message that was sent was acknowledged. False also if others were too busy
+    /// to tell: see [`Cells::has_unfinished`]. `seen` is scratch memory. Looks at every word twice, or a few times.
     pub fn is_drained(&self, seen: &mut Vec<u64>) -> bool {
         seen.clear();
-        // SYNC cell-free: pairs with `release`: whoever sees a message acknowledged sees, in the second pass, what was sent before
-        // that.
-        let look = |word: &AtomicU64| word.load(ordering("cells.drained", Acquire));
-        for word in self.words {
-            let word = look(word);
-            if Word(word).is_unfinished() {
-                return false;
+        for _ in 0..PASSES {
+            let mut is_same = !seen.is_empty();
+            for (index, word) in self.words.iter().enumerate() {
+                // SYNC cell-free: pairs with `release`: whoever sees a message acknowledged sees, in the next pass, what was
+                // sent before that.
+                let word = word.load(ordering("cells.drained", Acquire));
+                if Word(word).is_unfinished() {
+                    return false;
+                }
+                match seen.get_mut(index) {
+                    Some(before) => is_same &= std::mem::replace(before, word) == word,
+                    None => seen.push(word),
+                }
             }
-            seen.push(word);
+            if is_same {
+                return true;
+            }
         }
-        self.words.iter().zip(seen).all(|(word, before)| look(word) == *before)
+        false
+    }
+
+    /// Whether a message that was sent is not acknowledged. May be stale at once; false does not say that there was a moment
+    /// without any. Looks at every word.
+    pub fn has_unfinished(&self) -> bool {
+        self.unfinished().next().is_some()
+    }
+
+    /// Behind [`Cells::release`]: whether a message is not acknowledged still, so that whoever acknowledges that one asks too. Of
+    /// those who acknowledge the last messages at once, one is told no. `next` is the caller's own: where to look first, for the
+    /// look ends at the first one.
+    pub fn has_rest(&self, next: &AtomicUsize) -> bool {
+        // SYNC cell-rest: between the freed word and the others, in each caller; the later one sees what the other freed.
+        fence(SeqCst);
+        // Relaxed: behind the fence; and a private hint.
+        let is_unfinished = |index: &usize| Word(self.words[*index].load(Relaxed)).is_unfinished();
+        let rest = self.from(next.load(Relaxed)).find(is_unfinished);
+        rest.inspect(|&index| next.store(index, Relaxed)).is_some()
     }
 
     /// Counts the messages. May be stale at once; looks at every word.

@@ -230,10 +230,10 @@ impl Control {
         (self.cells.load(Ordering::Relaxed), self.cell_len.load(Ordering::Relaxed))
     }
 
-    /// Some leased messages came back: tells receivers to look, and wakes them.
+    /// Some leased messages came back: tells receivers to look, and wakes one. If there are more, that one wakes the next.
     pub(crate) fn note_returned(&self) {
         self.returned().put_up();
-        self.not_empty.0.notify_all();
+        self.not_empty.0.notify(1);
     }
 
     /// Whether leased messages may have come back.

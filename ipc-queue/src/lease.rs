@@ -132,6 +132,12 @@ pub(crate) struct Leasing {
     store: Store,
     /// Where to look first for a free cell.
     next: AtomicUsize,
+    /// Where to look first for a message that came back.
+    back: AtomicUsize,
+    /// Where to look first for a message that is not acknowledged.
+    rest: AtomicUsize,
+    /// How many messages this handle has taken.
+    taken: AtomicU64,
     /// When this handle last asked who is alive, in microseconds; see `Member::is_due`.
     looked: AtomicU64,
     /// One more than the count of freed cells at which this handle was needed still, or 0: see `End::is_needed_still`.
@@ -140,7 +146,15 @@ pub(crate) struct Leasing {
 
 impl Leasing {
     pub(crate) fn new(store: Store) -> Self {
-        Self { store, next: AtomicUsize::new(0), looked: AtomicU64::new(0), needed: AtomicU64::new(0) }
+        Self {
+            store,
+            next: AtomicUsize::new(0),
+            back: AtomicUsize::new(0),
+            rest: AtomicUsize::new(0),
+            taken: AtomicU64::new(0),
+            looked: AtomicU64::new(0),
+            needed: AtomicU64::new(0),
+        }
     }
 
     pub(crate) fn store(&self) -> &Store {
@@ -307,7 +321,8 @@ impl End {
         if !notice.is_up() {
             return None;
         }
-        notice.heed(|| self.leasing().store.cells().take_returned(self.me()))
+        let leasing = self.leasing();
+        notice.heed(|| leasing.store.cells().take_returned(self.me(), &leasing.back))
     }
 
     /// For a receiver that found nothing though the senders are gone or the queue is closed: whether something may come back, or
@@ -338,7 +353,11 @@ impl End {
         let attempt = || self.pop_cell();
         let cell = attempt().or_else(|miss| self.retry(miss, patience, attempt))?;
         self.done(1);
-        if self.ticket() & 63 == 0 {
+        let taken = &self.leasing().taken;
+        // Not the ticket: what comes back has none. Relaxed, and not counted by a swap: a hint of this handle.
+        let count = taken.load(Ordering::Relaxed).wrapping_add(1);
+        taken.store(count, Ordering::Relaxed);
+        if count & 63 == 0 {
             self.look_after_the_dead();
         }
         Ok(cell)
@@ -362,19 +381,41 @@ impl End {
         leasing.needed.store(0, Ordering::Relaxed);
         if self.is_due(&leasing.looked, LOOK_MICROS) {
             self.segment().sweep();
+            self.look_for_strays();
+        }
+    }
+
+    /// Messages that came back and of which no notice says so, because whoever took it down is stopped; and those that nobody
+    /// will come for, because somebody scribbled on their slots.
+    fn look_for_strays(&self) {
+        let cells = self.leasing().store.cells();
+        let lost = cells.collect(|ticket| self.ring().is_released(ticket));
+        if lost > 0 || cells.has_returned() {
+            self.control().note_returned();
         }
     }
 
     #[inline]
     fn acknowledge(&self, cell: Cell, run: Option<Reference>) {
         self.release_cell(cell, run);
-        let drained = &self.control().drained.0;
+        let control = self.control();
+        let drained = &control.drained.0;
         // Whoever waits for this should know where we run.
         drained.note_cpu();
-        drained.notify_all();
-        if self.control().has_ended_for(Side::Receiver) {
-            // Receivers may be waiting for this one to come back.
-            self.control().wake_all(Side::Receiver);
+        // Receivers may be waiting for what others have on lease to come back.
+        let ended = control.has_ended_for(Side::Receiver);
+        // SYNC wait-line: behind the light fence in `note_freed`, as in `WaitLine::notify`. A sleeper whose heavy fence failed
+        // may be missed, and looks at the end of its slice.
+        if !ended && !drained.has_sleepers() {
+            return;
+        }
+        let leasing = self.leasing();
+        // Those who wait want to hear of the last one only.
+        if !leasing.store.cells().has_rest(&leasing.rest) {
+            drained.notify_all();
+            if ended {
+                control.wake_all(Side::Receiver);
+            }
         }
     }
 
@@ -417,6 +458,8 @@ impl End {
         let cells = self.leasing().store.cells();
         let seen = std::cell::RefCell::new(Vec::new());
         let look = || cells.is_drained(&mut seen.borrow_mut()).then_some(Ok(()));
+        // Words that only move do not count as messages.
+        let is_lost = |alone: bool| alone && cells.has_unfinished();
         if let Some(done) = look() {
             return done;
         }
@@ -430,7 +473,7 @@ impl End {
         let check = || {
             self.look_after_the_dead();
             let alone = self.is_alone();
-            look().or(alone.then_some(Err(DrainError::Disconnected)))
+            look().or_else(|| is_lost(alone).then_some(Err(DrainError::Disconnected)))
         };
         let progress = self.ticket();
         control

@@ -22,12 +22,20 @@ struct Tables {
     words: Vec<AtomicU64>,
     tags: Vec<AtomicU64>,
     next: AtomicUsize,
+    back: AtomicUsize,
+    rest: AtomicUsize,
 }
 
 impl Tables {
     fn new(count: usize) -> Self {
         let zeros = || (0..count).map(|_| AtomicU64::new(0)).collect();
-        Self { words: zeros(), tags: zeros(), next: AtomicUsize::new(0) }
+        Self {
+            words: zeros(),
+            tags: zeros(),
+            next: AtomicUsize::new(0),
+            back: AtomicUsize::new(0),
+            rest: AtomicUsize::new(0),
+        }
     }
 
     fn cells(&self) -> Cells<'_> {
@@ -88,7 +96,7 @@ fn a_random_history_of_messages_is_what_it_should_be() {
                         returned += 1;
                     }
                 }
-                4 => match cells.take_returned(me) {
+                4 => match cells.take_returned(me, &tables.back) {
                     Some(cell) => {
                         assert!(cell.deliveries() >= 1);
                         returned -= 1;
@@ -113,7 +121,10 @@ fn a_random_history_of_messages_is_what_it_should_be() {
             }
             let waiting = queued.len() + returned;
             assert_eq!(cells.tally(), Count { waiting, leased: leased.len() });
-            assert_eq!(cells.is_drained(&mut Vec::new()), waiting + leased.len() == 0);
+            let unfinished = waiting + leased.len() > 0;
+            assert_eq!(cells.is_drained(&mut Vec::new()), !unfinished);
+            assert_eq!((cells.has_unfinished(), cells.has_rest(&tables.rest)), (unfinished, unfinished));
+            assert_eq!(cells.has_returned(), returned > 0);
             let (ours, theirs) = (leased.iter().any(|l| l.0 == me), leased.iter().any(|l| l.0 != me));
             assert_eq!(cells.may_bring(me), waiting > 0 || theirs && !ours);
         }
@@ -142,7 +153,7 @@ fn deliveries_are_counted_up_to_1023() {
         assert_eq!(lease.deliveries(), delivery.min(1023));
         assert_eq!(lease.place(), place);
         tables.cells().give_back(lease);
-        lease = tables.cells().take_returned(2).expect("it came back");
+        lease = tables.cells().take_returned(2, &tables.back).expect("it came back");
     }
 }
 
@@ -166,7 +177,7 @@ fn words_and_places_that_nobody_writes_lead_nowhere_outside() {
             let cell = match dice.below(5) {
                 0 => tables.claim(1),
                 1 => cells.take(1, place),
-                2 => cells.take_returned(1),
+                2 => cells.take_returned(1, &tables.back),
                 3 => {
                     cells.sweep(dice.below(1024) as u16);
                     None

@@ -536,6 +536,8 @@ models! {
     two_that_come_back_are_both_found
     one_that_comes_back_is_found_by_one
     a_sleeper_hears_of_what_comes_back
+    one_of_two_knows_that_it_acknowledges_the_last
+    the_last_acknowledgement_wakes_who_waits_for_it
     a_send_against_a_close
     one_of_two_closers_closes
     sends_of_two_threads_against_a_close

@@ -15,7 +15,7 @@ use crate::bulk::Reference;
 use crate::cells::{Cell, Cells, MAX_CELLS, Place};
 use crate::codec::Format;
 use crate::end::{End, Miss};
-use crate::layout::Control;
+use crate::layout::{Control, Side};
 use crate::ring::{Cursor, MAX_PAYLOAD, PopError, Ring};
 use shm_core::sync::AtomicU64;
 use std::ptr::NonNull;
@@ -154,6 +154,7 @@ pub(crate) fn sweep(store: &Store, ring: &Ring<'_>, control: &Control, dead: u16
     store.cells().collect(|ticket| ring.is_released(ticket));
     // In any case: the dead one may have given something back, or taken the notice of it, or freed a cell, and not come further.
     control.note_returned();
+    control.wake_all(Side::Receiver);
     control.note_freed();
     control.drained.0.notify_all();
 }

@@ -3,7 +3,7 @@
 
 use super::{Acquire, Arc, AtomicBool, RACE, Release, UnsafeCell, thread};
 use ipc_queue::cells::{Cell, Cells, Notice, Place};
-use shm_core::sync::{AtomicU64, AtomicUsize};
+use shm_core::sync::{AtomicU64, AtomicUsize, light_fence};
 use shm_core::wait::{Pace, WaitLine};
 
 /// Which model notices which weakened ordering, and as what.
@@ -108,7 +108,16 @@ impl Shelf {
     fn give_back(&self, cell: Cell) {
         self.cells().give_back(cell);
         self.notice.put_up();
-        self.line.notify_all();
+        self.line.notify(1);
+    }
+
+    /// Acknowledges, and wakes whoever waits for the last one.
+    fn acknowledge(&self, cell: Cell) {
+        self.cells().release(cell);
+        light_fence();
+        if self.line.has_sleepers() && !self.cells().has_rest(&AtomicUsize::new(0)) {
+            self.line.notify_all();
+        }
     }
 
     /// As a receiver does before it looks at the ring.
@@ -116,7 +125,7 @@ impl Shelf {
         if !self.notice.is_up() {
             return None;
         }
-        self.notice.heed(|| self.cells().take_returned(me))
+        self.notice.heed(|| self.cells().take_returned(me, &AtomicUsize::new(0)))
     }
 }
 
@@ -167,7 +176,7 @@ pub(super) fn a_message_that_comes_back_is_whole() {
     });
     let cell = loop {
         // Without the notice: the cell alone must do.
-        match shelf.cells().take_returned(3) {
+        match shelf.cells().take_returned(3, &AtomicUsize::new(0)) {
             Some(cell) => break cell,
             None => thread::yield_now(),
         }
@@ -265,4 +274,29 @@ pub(super) fn a_sleeper_hears_of_what_comes_back() {
     });
     shelf.give_back(cell);
     assert_eq!(sleeper.join().unwrap(), 2);
+}
+
+/// Two acknowledge the last messages at once: one of them at least finds nothing left.
+pub(super) fn one_of_two_knows_that_it_acknowledges_the_last() {
+    let shelf = Shelf::new(2, 2);
+    let [mine, theirs] = [(2, 0), (3, 1)].map(|(me, ticket)| shelf.leased(me, ticket, 10));
+    let acknowledge = |s: &Shelf, cell| {
+        s.cells().release(cell);
+        s.cells().has_rest(&AtomicUsize::new(0))
+    };
+    let other = spawn(&shelf, move |s| acknowledge(s, theirs));
+    let rest = acknowledge(&shelf, mine);
+    assert!(!(other.join().unwrap() && rest), "each leaves it to the other");
+}
+
+/// Somebody sleeps without a deadline until both messages are acknowledged: a wake-up that it misses is a deadlock.
+pub(super) fn the_last_acknowledgement_wakes_who_waits_for_it() {
+    let shelf = Shelf::new(2, 2);
+    let workers = [(2, 0), (3, 1)].map(|(me, ticket)| {
+        let cell = shelf.leased(me, ticket, 10);
+        spawn(&shelf, move |s| s.acknowledge(cell))
+    });
+    let look = || shelf.cells().is_drained(&mut Vec::new()).then_some(());
+    shelf.line.wait(&Pace::new(), 0, None, look, || None).expect("no deadline");
+    workers.into_iter().for_each(|worker| worker.join().unwrap());
 }

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! producer   claim a cell; write; claim a slot; tag; QUEUED; publish
-//! consumer   take the notice, look at all cells for RETURNED, take one, repeat the notice; or
+//! consumer   sees the notice; looks at all cells for RETURNED, takes one; or takes the notice down and looks again, takes one and
+//!            repeats the notice; or
 //!            claim the slot; LEASED; release the slot; read; then FREE, or RETURNED and the notice
 //! janitor    after a death: recover the slots; sweep; collect; the notice
 //! observer   looks at all cells twice: drained?
@@ -30,8 +31,10 @@ pub(crate) enum Control {
     SweepIsSilent,
     /// The notice is given before the message is back.
     NoticeFirst,
-    /// Whoever takes the notice does not repeat it.
+    /// Whoever takes the notice and finds something does not repeat it.
     NoticeOnce,
+    /// Whoever takes the notice does not look again.
+    NoSecondLook,
     /// The slot is published before the cell is queued.
     PublishesFirst,
     /// The tag is written after the word.
@@ -104,13 +107,15 @@ enum Producing {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Consuming {
     Idle,
-    /// Has the notice; looks at this cell next.
+    /// Has seen the notice, or taken it down; looks at this cell next.
     Look {
         cell: u8,
+        down: bool,
     },
     TakeReturned {
         cell: u8,
         seen: Word,
+        down: bool,
     },
     Take {
         ticket: u8,
@@ -122,7 +127,7 @@ enum Consuming {
         cell: u8,
         generation: u8,
     },
-    /// Took what came back; there may be more.
+    /// Took what came back, with the notice down; there may be more.
     Repeat {
         cell: u8,
     },
@@ -316,8 +321,7 @@ impl Lease {
         match state.consumers[index] {
             Consuming::Idle => {
                 if state.notice {
-                    next.notice = false;
-                    next.consumers[index] = Consuming::Look { cell: 0 };
+                    next.consumers[index] = Consuming::Look { cell: 0, down: false };
                     moves.step(me.into(), next);
                 }
                 let ticket = state.head;
@@ -340,20 +344,26 @@ impl Lease {
                     _ => {}
                 }
             }
-            Consuming::Look { cell } => {
+            Consuming::Look { cell, down } => {
                 let seen = state.words.get(usize::from(cell)).filter(|_| cell < self.count());
                 next.consumers[index] = match seen {
+                    None if !down && state.notice => {
+                        next.notice = false;
+                        let again = !self.has(Control::NoSecondLook);
+                        if again { Consuming::Look { cell: 0, down: true } } else { Consuming::Idle }
+                    }
                     None => Consuming::Idle,
-                    Some(&seen) if seen.is == Is::Returned => Consuming::TakeReturned { cell, seen },
-                    Some(_) => Consuming::Look { cell: cell + 1 },
+                    Some(&seen) if seen.is == Is::Returned => Consuming::TakeReturned { cell, seen, down },
+                    Some(_) => Consuming::Look { cell: cell + 1, down },
                 };
                 moves.step(me.into(), next);
             }
-            Consuming::TakeReturned { cell, seen } => {
-                next.consumers[index] = Consuming::Look { cell: cell + 1 };
+            Consuming::TakeReturned { cell, seen, down } => {
+                next.consumers[index] = Consuming::Look { cell: cell + 1, down };
                 if state.word(cell) == seen {
                     self.deliver(&mut next, me, cell, moves);
-                    next.consumers[index] = Consuming::Repeat { cell };
+                    next.consumers[index] =
+                        if down { Consuming::Repeat { cell } } else { Consuming::Hold { cell } };
                 }
                 moves.step(me.into(), next);
             }
