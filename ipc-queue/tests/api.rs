@@ -2,6 +2,8 @@
 #![cfg(not(loom))]
 
 mod common;
+#[path = "api/drain.rs"]
+mod drain;
 
 use common::watchdog;
 use ipc_queue::{
@@ -500,105 +502,6 @@ fn a_queue_beyond_the_memory_of_the_machine_is_refused() {
     assert!(error.source().is_none(), "{:?}", error.source());
 }
 
-/// CPython: `_TestQueue.test_put`.
-#[test]
-fn conformance_queue_put() {
-    let _dog = watchdog();
-    let (tx, rx) = bounded::<i32>(6).expect("a queue");
-    assert!(rx.is_empty() && !rx.is_full());
-    tx.send(1).expect("sent");
-    tx.send_timeout(2, SHORT).expect("sent");
-    tx.send_until(3, Instant::now()).expect("sent");
-    tx.try_send(4).expect("sent");
-    tx.send_batch([5]).expect("sent");
-    tx.try_send(6).expect("sent");
-    assert!(!tx.is_empty() && tx.is_full());
-    assert!(tx.try_send(7).expect_err("full").is_full());
-    let start = Instant::now();
-    assert!(tx.send_timeout(7, 10 * SHORT).expect_err("full").is_timeout());
-    assert!(start.elapsed() >= 10 * SHORT);
-    let child = std::thread::spawn(move || (0..6).map(|_| rx.recv()).collect::<Result<Vec<_>, _>>());
-    assert_eq!(child.join().expect("no panic").expect("received"), [1, 2, 3, 4, 5, 6]);
-    assert!(tx.is_empty() && !tx.is_full());
-}
-
-/// CPython: `_TestQueue.test_get`.
-#[test]
-fn conformance_queue_get() {
-    let _dog = watchdog();
-    let (tx, rx) = filled(6);
-    assert_eq!(rx.try_recv().expect("there"), 0);
-    assert_eq!(rx.recv().expect("there"), 1);
-    assert_eq!(rx.recv_timeout(Duration::from_secs(1)).expect("there"), 2);
-    assert_eq!(rx.recv_until(Instant::now()).expect("there"), 3);
-    assert_eq!(rx.recv_batch(1).expect("there"), [4]);
-    assert_eq!(rx.try_recv_batch(1).expect("there"), [5]);
-    assert!(rx.is_empty());
-    assert!(rx.try_recv().expect_err("empty").is_empty());
-    let start = Instant::now();
-    assert!(rx.recv_timeout(10 * SHORT).expect_err("empty").is_timeout());
-    assert!(start.elapsed() >= 10 * SHORT);
-    drop(tx);
-}
-
-#[test]
-fn draining_takes_everything_in_order() {
-    let _dog = watchdog();
-    for count in [0, 1, 63, 64, 65, 200] {
-        let (_tx, rx) = filled(count.max(1));
-        if count == 0 {
-            rx.recv().expect("received");
-        }
-        assert!(rx.drain().map(|message| message.expect("received")).eq(0..count));
-        assert!(rx.is_empty());
-    }
-}
-
-#[test]
-fn draining_ends_although_others_go_on_sending() {
-    let _dog = watchdog();
-    let (tx, rx) = filled(5);
-    let mut drained = Vec::new();
-    for message in rx.drain() {
-        drained.push(message.expect("received"));
-        tx.send(100).expect("sent");
-    }
-    assert_eq!(drained, [0, 1, 2, 3, 4]);
-    assert_eq!(rx.len(), 5);
-}
-
-#[test]
-fn draining_plain_data_is_the_same() {
-    let _dog = watchdog();
-    let (tx, rx) = bounded_plain::<u64>(100).expect("a queue");
-    tx.send_batch((0..100).collect::<Vec<_>>()).expect("sent");
-    let mut drain = rx.drain();
-    assert_eq!(drain.size_hint(), (0, Some(100)));
-    assert_eq!(drain.next().expect("one").expect("received"), 0);
-    assert_eq!(drain.size_hint(), (63, Some(99)));
-    assert_eq!(drain.count(), 99);
-}
-
-#[test]
-fn draining_goes_on_behind_what_does_not_decode() {
-    let _dog = watchdog();
-    let (tx, rx) = bounded(8).expect("a queue");
-    (1..=4).for_each(|n| tx.send(Even(n)).expect("sent"));
-    let even: Vec<_> = rx.drain().map(|message| message.is_ok()).collect();
-    assert_eq!(even, [false, true, false, true]);
-}
-
-#[test]
-fn draining_what_others_empty_meanwhile_ends() {
-    let _dog = watchdog();
-    let (_tx, rx) = filled(100);
-    let mut drain = rx.drain();
-    assert_eq!(drain.by_ref().take(64).count(), 64);
-    assert_eq!(rx.try_iter().count(), 36);
-    assert!(drain.next().is_none());
-    assert!(drain.next().is_none());
-}
-
 #[test]
 fn errors_tell_what_they_are() {
     let _dog = watchdog();
@@ -615,44 +518,4 @@ fn errors_tell_what_they_are() {
     assert!(error.is_encode() && !error.is_forked() && !error.is_exhausted() && !error.is_taken());
     assert!(tx.try_send(Stubborn(true)).expect_err("not serialisable").is_encode());
     assert!(tx.send_timeout(Stubborn(true), SHORT).expect_err("not serialisable").is_encode());
-}
-
-/// CPython: `_TestQueue.test_qsize`.
-#[test]
-fn conformance_queue_qsize() {
-    let _dog = watchdog();
-    let (tx, rx) = bounded::<i32>(10).expect("a queue");
-    let mut sizes = vec![rx.len()];
-    tx.send(1).expect("sent");
-    sizes.push(rx.len());
-    tx.send(5).expect("sent");
-    sizes.push(rx.len());
-    rx.recv().expect("received");
-    sizes.push(tx.len());
-    rx.recv().expect("received");
-    sizes.push(tx.len());
-    assert_eq!(sizes, [0, 1, 2, 1, 0]);
-}
-
-/// CPython: `_TestQueue.test_timeout`.
-#[test]
-fn conformance_queue_timeout() {
-    let _dog = watchdog();
-    let (_tx, rx) = bounded::<i32>(10).expect("a queue");
-    let start = Instant::now();
-    assert!(rx.recv_timeout(Duration::from_millis(200)).expect_err("empty").is_timeout());
-    assert!(start.elapsed() >= Duration::from_millis(200));
-}
-
-/// CPython: `_TestQueue.test_queue_feeder_donot_stop_onexc`.
-#[test]
-fn conformance_queue_feeder_donot_stop_onexc() {
-    let _dog = watchdog();
-    let (tx, rx) = bounded::<Stubborn>(1).expect("a queue");
-    tx.send(Stubborn(true)).expect_err("not serialisable");
-    assert_eq!(rx.len(), 0);
-    tx.try_send(Stubborn(false)).expect("the slot of the failed object was given back");
-    assert_eq!(rx.len(), 1);
-    assert!(!rx.recv_timeout(Duration::from_secs(30)).expect("received").0);
-    assert!(rx.is_empty());
 }
