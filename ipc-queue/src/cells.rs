@@ -41,14 +41,14 @@
 //!   the word is stored behind it and read before it.
 //! * *Two give messages back, and one notice is taken.* Whoever takes the [`Notice`] must see both messages. So it is put up by
 //!   a swap: the second one continues the release sequence of the first, which a store would end.
-//! * *The notice is down, and its taker stands still.* So it stays up for the look at the cells. Only who finds nothing takes it down,
-//!   and looks again: what came back behind the first look may have put it up before. Were that one stopped in the second look, it
-//!   would hide what came back during the first; so waiters look at the cells without the notice now and then.
+//! * *The notice is down, and its taker stands still.* So it stays up for the look at the cells. Only who finds nothing takes it
+//!   down, and looks again: what came back behind the first look may have put it up before. Were that one stopped in the second
+//!   look, it would hide what came back during the first; so waiters look at the cells without the notice now and then.
 //! * *Is everything done?* A consumer may queue a follow-up in a cell that was looked at before, and then acknowledge its own. So
 //!   [`Cells::is_drained`] looks twice: words that are all the same in both passes were so together between the passes.
-//! * *Who acknowledges the last message, and wakes those who wait for that?* Of two at once, each may find that the other is not done
-//!   yet. So in [`Cells::has_rest`] a fence stands between the word that was freed and the look at the others: the one whose fence is
-//!   the later one sees what the other freed. What it finds unfinished will be acknowledged by somebody who looks then.
+//! * *Who acknowledges the last message, and wakes those who wait for that?* Of two at once, each may find that the other is not
+//!   done yet. So in [`Cells::has_rest`] a fence stands between the word that was freed and the look at the others: the one whose
+//!   fence is the later one sees what the other freed. What it finds unfinished will be acknowledged by somebody who looks then.
 //!
 //! # If a process dies
 //!

@@ -145,6 +145,20 @@ fn a_message_that_its_receiver_is_about_to_take_may_come_yet() {
 }
 
 #[test]
+fn what_came_back_is_looked_for_where_something_was_found_before() {
+    let tables = Tables::new(4);
+    let leases: Vec<_> =
+        (0..4).map(|ticket| tables.cells().take(2, tables.send(1, ticket)).expect("it is queued")).collect();
+    leases.into_iter().for_each(|lease| tables.cells().give_back(lease));
+    let take = || tables.cells().take_returned(2, &tables.back);
+    let first = take().expect("it came back");
+    assert_eq!(first.index(), 0);
+    tables.cells().give_back(first);
+    let order: Vec<_> = std::iter::from_fn(take).map(|cell| cell.index()).collect();
+    assert_eq!(order, [1, 2, 3, 0]);
+}
+
+#[test]
 fn deliveries_are_counted_up_to_1023() {
     let tables = Tables::new(1);
     let place = tables.send(1, 0);

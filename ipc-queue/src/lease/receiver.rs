@@ -25,6 +25,10 @@ use std::time::{Duration, Instant};
 /// Messages that came back (their receiver died, dropped the lease or refused them) are delivered before others; apart from
 /// these, those of one sender arrive in the order in which it sent them.
 ///
+/// A message over which every receiver fails comes back for ever, and in front of all others: look at
+/// [`Lease::delivery_count`], and acknowledge what was delivered too often (after leaving it somewhere else). One whose
+/// `Deserialize` panics never gets that far; let `Deserialize` return an error instead, which counts as an acknowledgement.
+///
 /// # If the peer dies
 ///
 /// What a dead receiver had on lease, or was taking, is delivered again to whoever receives next: within 150 ms or so if somebody
@@ -120,9 +124,9 @@ impl<T, C: Format<T>> LeaseReceiver<T, C> {
     ///
     /// [`RecvError::Disconnected`] when no living process holds a sender, nothing is left, and no *other* process has messages on
     /// lease that may come back: this process is not needed any more. If this process itself has some on lease, it does not wait
-    /// for others' leases: two such processes would wait for each other. [`RecvError::Closed`] likewise, if the queue was closed. [`RecvError::Decode`] for a message that is not a `T`: it counts as acknowledged, its bytes are in the
-    /// error, and the next call goes on behind it. If this process has no memory for it ([`DecodeError::is_out_of_memory`]), it goes
-    /// back.
+    /// for others' leases: two such processes would wait for each other. [`RecvError::Closed`] likewise, if the queue was closed.
+    /// [`RecvError::Decode`] for a message that is not a `T`: it counts as acknowledged, its bytes are in the error, and the next
+    /// call goes on behind it. If this process has no memory for it ([`DecodeError::is_out_of_memory`]), it goes back.
     ///
     /// # Panics
     ///

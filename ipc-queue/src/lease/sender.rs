@@ -57,10 +57,15 @@ impl<T, C: Format<T>> LeaseSender<T, C> {
     /// Sends a message. Blocks while the queue has as many as its capacity, while as many as it may hold are unacknowledged, and
     /// while its byte budget is used up; woken when one is received or acknowledged.
     ///
+    /// A receiver that sends follow-ups before it acknowledges needs a cell for each. If all cells are taken, and all receivers
+    /// are sending, they wait for each other for ever. So such receivers should send with a timeout, and give their message back
+    /// when that is over.
+    ///
     /// # Errors
     ///
-    /// [`SendError`] with the value: no living process holds a receiver, or the queue was closed; the message is too long, cannot be encoded, or contains
-    /// handles of queues or shared memory ([`EncodeError::is_handle`]: what is fetched once cannot be delivered again).
+    /// [`SendError`] with the value: no living process holds a receiver, or the queue was closed; the message is too long,
+    /// cannot be encoded, or contains handles of queues or shared memory ([`EncodeError::is_handle`]: what is fetched once cannot
+    /// be delivered again).
     ///
     /// # Panics
     ///
@@ -186,7 +191,8 @@ impl<T, C: Format<T>> LeaseSender<T, C> {
     ///
     /// # Errors
     ///
-    /// [`DrainError::Timeout`], or [`DrainError::Disconnected`] if messages are left and no living process holds a receiver.
+    /// [`DrainError::Timeout`], or [`DrainError::Disconnected`] if messages are left and no living process holds a receiver;
+    /// [`DrainError::Forked`] in a child that was forked behind the back of the C library.
     ///
     /// # If the peer dies
     ///

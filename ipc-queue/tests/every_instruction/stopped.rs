@@ -132,17 +132,41 @@ fn nobody_else_gets_what_a_stopped_receiver_is_releasing() {
     a_receiver_stops(CLAIMED + 1);
 }
 
+/// A process that does one job, and reports it.
+fn worker() -> Victim {
+    Victim::start(|socket| {
+        let rx: LeaseReceiver<u32> = Parcel::receive(socket).unpack();
+        mark();
+        report(socket, &rx.recv_lease().expect("there").ack());
+    })
+}
+
+#[test]
+fn a_receiver_that_is_stopped_at_what_came_back_hides_nothing_else() {
+    let (_alone, _dog) = (alone(), watchdog());
+    if !is_permitted() {
+        return;
+    }
+    let mut victim = worker();
+    let (tx, rx) = builder::<u32>().capacity(4).byte_budget(0).at_least_once().build().expect("a queue");
+    tx.send_batch([0, 1]).expect("room");
+    drop(rx.recv_leases(2).expect("both"));
+    let _memory = stop_after(&mut victim, Parcel::pack(&rx), CLAIMED);
+    let other = rx.try_recv_lease().expect("one of them").ack();
+    assert!(rx.try_recv_lease().expect_err("no more").is_empty());
+    victim.go_on();
+    assert_eq!(victim.reported::<u32>() + other, 1);
+    victim.ends();
+    tx.wait_drained(Duration::ZERO).expect("all is done");
+}
+
 #[test]
 fn a_receiver_is_not_told_the_end_while_a_stopped_one_is_taking_the_last_job() {
     let (_alone, _dog) = (alone(), watchdog());
     if !is_permitted() {
         return;
     }
-    let mut victim = Victim::start(|socket| {
-        let rx: LeaseReceiver<u32> = Parcel::receive(socket).unpack();
-        mark();
-        report(socket, &rx.recv_lease().expect("there").ack());
-    });
+    let mut victim = worker();
     // The slot of the next message is the one that the stopped process has claimed.
     let (tx, rx) = builder::<u32>().capacity(1).byte_budget(0).at_least_once().build().expect("a queue");
     tx.send(7).expect("room");
