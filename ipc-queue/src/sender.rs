@@ -117,8 +117,11 @@ impl<T, C: Format<T>> Sender<T, C> {
     /// ```
     #[inline]
     pub fn send(&self, value: T) -> Result<(), SendError<T>> {
-        forever(|patience| self.offer(&value, patience).map_err(Unsent::failure))
-            .map_err(|failure| SendError::from_failure(failure, value))
+        // Not `map_err`: its closure would be given the value first, a copy of it for every message.
+        match forever(|patience| self.offer(&value, patience).map_err(Unsent::failure)) {
+            Ok(()) => Ok(()),
+            Err(failure) => Err(SendError::from_failure(failure, value)),
+        }
     }
 
     /// Sends a message if there is room now. Never blocks; lock-free.

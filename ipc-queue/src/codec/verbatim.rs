@@ -72,10 +72,6 @@ impl<T: Plain> Transfer<T> for Verbatim {
     }
 }
 
-/// From so many bytes on, a value is copied in small steps.
-#[cfg(target_arch = "x86_64")]
-const SMALL_STEPS: usize = 256;
-
 /// Copies a value that its owner has just moved here, as a message given by value is.
 ///
 /// What was just stored is still in the processor's store queue, behind stores into lines that another processor has. A load
@@ -87,22 +83,37 @@ const SMALL_STEPS: usize = 256;
 /// `from` has so many bytes to be read and `to` to be written, and they do not overlap.
 #[inline(always)]
 unsafe fn copy_fresh(from: *const u8, to: *mut u8, len: usize) {
-    let mut done = 0;
     #[cfg(target_arch = "x86_64")]
-    if len >= SMALL_STEPS {
-        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_storeu_si128};
-        const STEP: usize = size_of::<__m128i>();
-        while done + 2 * STEP <= len {
-            // SAFETY: within both; unaligned loads and stores of a processor that has them always.
-            unsafe {
-                let first = _mm_loadu_si128(from.add(done).cast());
-                let second = _mm_loadu_si128(from.add(done + STEP).cast());
-                _mm_storeu_si128(to.add(done).cast(), first);
-                _mm_storeu_si128(to.add(done + STEP).cast(), second);
-            }
-            done += 2 * STEP;
-        }
-    }
+    // SAFETY: the caller's.
+    let done = unsafe { copy_in_small_steps(from, to, len) };
+    #[cfg(not(target_arch = "x86_64"))]
+    let done = 0;
     // SAFETY: the rest, within both.
     unsafe { to.add(done).copy_from_nonoverlapping(from.add(done), len - done) }
+}
+
+/// Copies the first bytes by 16, if there are many, and returns how many they were.
+///
+/// # Safety
+///
+/// As [`copy_fresh`].
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn copy_in_small_steps(from: *const u8, to: *mut u8, len: usize) -> usize {
+    use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_storeu_si128};
+    const STEP: usize = size_of::<__m128i>();
+    /// From so many bytes on it pays.
+    const MANY: usize = 256;
+    let mut done = 0;
+    while len >= MANY && done + 2 * STEP <= len {
+        // SAFETY: within both; unaligned loads and stores of a processor that has them always.
+        unsafe {
+            let first = _mm_loadu_si128(from.add(done).cast());
+            let second = _mm_loadu_si128(from.add(done + STEP).cast());
+            _mm_storeu_si128(to.add(done).cast(), first);
+            _mm_storeu_si128(to.add(done + STEP).cast(), second);
+        }
+        done += 2 * STEP;
+    }
+    done
 }
