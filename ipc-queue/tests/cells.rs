@@ -3,20 +3,12 @@
 #![cfg(not(loom))]
 #![allow(clippy::cast_possible_truncation, reason = "small numbers")]
 
+#[path = "common/dice.rs"]
+mod dice;
+
+use dice::Dice;
 use ipc_queue::cells::{Cell, Cells, Count, Place};
 use shm_core::sync::{AtomicU64, AtomicUsize, Ordering};
-
-/// A small generator (xorshift).
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) as usize % limit
-    }
-}
 
 struct Tables {
     words: Vec<AtomicU64>,

@@ -3,9 +3,8 @@
 //!
 //! ```text
 //! producer   claim a cell; write; claim a slot; tag; QUEUED; publish
-//! consumer   sees the notice; looks at all cells for RETURNED, takes one; or takes the notice down and looks again, takes one and
-//!            repeats the notice; or
-//!            claim the slot; LEASED; release the slot; read; then FREE, or RETURNED and the notice
+//! consumer   sees the notice: looks at all cells for RETURNED; finds none: takes the notice down, looks again, repeats it if one is
+//!            there; or: claim the slot; LEASED; release the slot. Then read; FREE, or RETURNED and the notice
 //! janitor    after a death: recover the slots; sweep; collect; the notice
 //! observer   looks at all cells twice: drained?
 //! ```
